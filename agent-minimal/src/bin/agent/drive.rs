@@ -1,0 +1,538 @@
+//! The loop: connection, TPM, payload directory and clock on one side, the [`Machine`] on the other. It decides nothing
+//! about the protocol; it does what the machine asks for, in order, and comes back.
+
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use agent_minimal::machine::{
+    CloseReason, Facts, Input, Log, Machine, Note, Output, PayloadWork, QuoteOrder, Quoted, Step, Unconfirmed,
+};
+use protocol::{
+    bytes::Bytes,
+    coap::{block::Slice, frame::Token, route::RouteName},
+    crypto::join::JoinToken,
+    limits,
+    message::{
+        attest::{ImaPart, PcrValue, PcrValueList},
+        enrol::Wants,
+    },
+    tpm::{
+        alg::HashAlg,
+        pcr::{PcrSelection, PcrSelectionList},
+    },
+};
+
+use crate::{
+    boot::{BootError, Booted},
+    config::Settings,
+    log::{self, Field},
+    logs::Logs,
+    payload::{AUTORUN_LIMIT, Autorun, Incoming},
+    supervise::Backoff,
+    tls::{self, Connection, Connector, Read},
+};
+
+/// A gateway that says nothing for so long is asked for a sign of life.
+const IDLE: Duration = Duration::from_secs(90);
+/// How often a running autorun is looked at.
+const AUTORUN_POLL: Duration = Duration::from_millis(100);
+/// Fetches of the list that may go on side by side: one a role, and those that were begun anew.
+const MAX_FETCHES: usize = 4;
+/// A connection that held so long was good: the next failure waits as short as the first.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// Runs until the payload is in place (`once`), or for ever.
+pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
+    let mut backoff = Backoff::default();
+    let mut booted = loop {
+        match Booted::up(&settings) {
+            Ok(booted) => break booted,
+            Err(why @ (BootError::Tpm(_) | BootError::Entropy(_))) => rest(&mut backoff, &why.to_string()),
+            Err(why) => {
+                log::error!("{why}");
+                return ExitCode::FAILURE;
+            }
+        }
+    };
+    let connector = match &settings.ca {
+        Some(ca) => Connector::new(ca, booted.rng.fork()),
+        None => return ExitCode::FAILURE, // settings were checked for it
+    };
+    let mut connector = match connector {
+        Ok(connector) => connector,
+        Err(why) => {
+            log::error!("{why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let logs = Logs::new(&settings.boot_log, &settings.ima_log);
+    let mut drive = Drive { settings, booted, logs, started, delivered: false, autorun: None, fetched: Vec::new() };
+    backoff.reset();
+    loop {
+        for index in 0..drive.settings.servers.len() {
+            let Some(server) = drive.settings.servers.get(index).cloned() else { break };
+            let began = Instant::now();
+            let why = match connector.connect(&server) {
+                Ok(connection) => match drive.session(connection) {
+                    Ok(End::Done) => return ExitCode::SUCCESS,
+                    Ok(End::Again(why)) | Err(why) => why,
+                },
+                Err(why) => why.to_string(),
+            };
+            if began.elapsed() >= HEALTHY {
+                backoff.reset();
+            }
+            rest(&mut backoff, &format!("{server}: {why}"));
+        }
+    }
+}
+
+fn rest(backoff: &mut Backoff, why: &str) {
+    let delay = backoff.next();
+    log::warn!("{why}; trying again in {:.1} s", delay.as_secs_f32());
+    thread::sleep(delay);
+}
+
+enum End {
+    /// `once`, and all is in place.
+    Done,
+    /// Connect again.
+    Again(String),
+}
+
+/// What outlives a connection.
+struct Drive {
+    settings: Settings,
+    booted: Booted,
+    logs: Logs,
+    started: Instant,
+    delivered: bool,
+    autorun: Option<Autorun>,
+    /// The IMA list grows: a fetch keeps the length it began with. First entry and bytes of the newest fetches.
+    fetched: Vec<(u64, u64)>,
+}
+
+/// What belongs to one connection.
+struct Session<'c, 'p> {
+    connection: Connection<'c>,
+    began: Instant,
+    heard: Instant,
+    asked_for_life: bool,
+    incoming: Option<Incoming<'p>>,
+    /// Steps under way, for their duration.
+    steps: Vec<(RouteName, &'static str, Instant)>,
+    bytes: (u64, u64),
+    tpm_before: Duration,
+    closing: Option<String>,
+    done: bool,
+}
+
+impl Drive {
+    fn session(&mut self, connection: Connection<'_>) -> Result<End, String> {
+        log::debug!("the gateway has proven itself");
+        let facts = self.facts(*connection.server().certificate_digest());
+        let home = crate::payload::PayloadDir::new(self.booted.home.path());
+        let now = Instant::now();
+        let mut session = Session {
+            connection,
+            began: now,
+            heard: now,
+            asked_for_life: false,
+            incoming: None,
+            steps: Vec::new(),
+            bytes: (0, 0),
+            tpm_before: self.booted.tpm.spent(),
+            closing: None,
+            done: false,
+        };
+        let mut machine = Machine::new(&facts, 0).map_err(|why| why.to_string())?;
+        let mut buf = vec![0; 2048];
+        loop {
+            session.flush(&mut machine)?;
+            while let Some(output) = machine.poll_output(session.now_ms()) {
+                self.work(&mut session, &home, &mut machine, output)?;
+                session.flush(&mut machine)?;
+            }
+            if let Some(why) = session.closing.take() {
+                session.connection.close();
+                return Ok(End::Again(why));
+            }
+            if session.done && self.autorun.is_none() && self.settings.once {
+                session.connection.close();
+                return Ok(End::Done);
+            }
+            self.poll_autorun(&mut session, &mut machine)?;
+            match session.connection.read(&mut buf, Some(session.timeout(&machine, self.autorun.is_some()))) {
+                Ok(Read::Bytes(len)) => {
+                    (session.heard, session.asked_for_life) = (Instant::now(), false);
+                    let bytes = buf.get(..len).unwrap_or_default();
+                    session.input(&mut machine, Input::Bytes(bytes))?;
+                    // What came together is taken together: two challenges may share one quote.
+                    while session.connection.readable_now() {
+                        match session.connection.read(&mut buf, Some(Duration::ZERO)) {
+                            Ok(Read::Bytes(len)) => {
+                                let bytes = buf.get(..len).unwrap_or_default();
+                                session.input(&mut machine, Input::Bytes(bytes))?;
+                            }
+                            Ok(Read::TimedOut) => break,
+                            Ok(Read::Closed) => return Err("the gateway closed the connection".into()),
+                            Err(why) => return Err(why.to_string()),
+                        }
+                    }
+                }
+                Ok(Read::TimedOut) => session.tick(&mut machine)?,
+                Ok(Read::Closed) => return Err("the gateway closed the connection".into()),
+                Err(why) => return Err(why.to_string()),
+            }
+        }
+    }
+
+    fn facts(&self, server_certificate: [u8; 32]) -> Facts {
+        let Booted { identity, tenant_keys, placed, .. } = &self.booted;
+        Facts {
+            node_id: identity.node_id,
+            ek_public: identity.ek_public.clone(),
+            ek_chain: identity.ek_chain.clone(),
+            ak_public: identity.ak_public.clone(),
+            ak_name: identity.ak_name,
+            server_certificate,
+            join: self.settings.join.as_ref().and_then(|token| JoinToken::from_slice(token.expose())),
+            tenant_keys: tenant_keys.clone(),
+            autorun: self.settings.autorun,
+            wants: if placed.is_some() { Wants::Attest } else { self.settings.wants },
+            has_boot_log: self.logs.has_boot_log(),
+            has_ima_log: self.logs.has_ima_log(),
+            unconfirmed: placed
+                .and_then(|placed| Some(Unconfirmed { sealing_id: placed.sealing_id, proof: placed.proof? })),
+        }
+    }
+
+    fn work<'p>(
+        &mut self,
+        session: &mut Session<'_, 'p>,
+        home: &'p crate::payload::PayloadDir,
+        machine: &mut Machine<'_>,
+        output: Output,
+    ) -> Result<(), String> {
+        match output {
+            Output::Note(note) => session.note(&note),
+            Output::Seed => {
+                let nk = self.booted.new_nk().map_err(|why| why.to_string())?;
+                session.input(machine, Input::Nk(nk))?;
+            }
+            Output::Activate(credential) => {
+                let secret = self
+                    .booted
+                    .tpm
+                    .activate(&credential.id_object, &credential.encrypted_secret)
+                    .map_err(|why| why.to_string())?;
+                session.input(machine, Input::Activated(secret))?;
+            }
+            Output::Quote(order) => match self.quote(&order) {
+                Ok(quoted) => session.input(machine, Input::Quoted(quoted))?,
+                Err(why) => {
+                    log::warn!("no quote: {why}");
+                    session.input(machine, Input::QuoteFailed(&why))?;
+                }
+            },
+            Output::ReadLog { token, log, block } => match self.read_log(machine, log, block) {
+                Ok((slice, bytes)) => session.input(machine, Input::Log { token, slice, bytes: &bytes })?,
+                Err(why) => session.no_log(machine, token, &why)?,
+            },
+            Output::Payload(work) => self.payload(session, home, machine, work)?,
+            Output::Autorun => self.start_autorun(session, machine)?,
+            Output::Confirmed(sealing_id) => {
+                if let Err(why) = self.booted.home.confirmed(sealing_id) {
+                    log::warn!("{why}");
+                }
+                if let Some(placed) = &mut self.booted.placed {
+                    placed.proof = None;
+                }
+                self.tell_delivered(session);
+            }
+            Output::ConfirmRefused(sealing_id) => {
+                log::warn!("the tenant does not know the release of sealing {sealing_id}; the payload stays in place");
+                if let Some(placed) = &mut self.booted.placed {
+                    placed.proof = None;
+                }
+            }
+            Output::Close(reason) => {
+                session.closing.get_or_insert_with(|| close_words(reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn quote(&mut self, order: &QuoteOrder) -> Result<Quoted, String> {
+        let words = |why: &dyn std::fmt::Display| why.to_string();
+        let mut selection = PcrSelectionList::new();
+        for bank in &order.selection {
+            let alg = HashAlg::from_id(bank.bank).ok_or("a bank of an unknown algorithm is asked for")?;
+            let bank = PcrSelection::new(alg, bank.mask).ok_or("a PCR above 23 is asked for")?;
+            selection.push(bank).map_err(|why| words(&why))?;
+        }
+        let credential_secret = match &order.credential {
+            None => None,
+            Some(credential) => {
+                let secret = self.booted.tpm.activate(&credential.id_object, &credential.encrypted_secret);
+                Some(secret.map_err(|why| words(&why))?)
+            }
+        };
+        let quote = self.booted.tpm.quote(&selection, &order.qualifying_data).map_err(|why| words(&why))?;
+        let mut pcrs = PcrValueList::new();
+        for (bank, index, digest) in quote.values.iter() {
+            let digest = Bytes::new(digest.as_bytes()).map_err(|why| words(&why))?;
+            pcrs.push(PcrValue { bank: bank.id(), index, digest }).map_err(|_| "more PCRs are asked for than fit")?;
+        }
+        let boot_log = self.logs.boot_state().map_err(|why| words(&why))?;
+        let mut ima = heapless::Vec::new();
+        for from in &order.ima_from {
+            let part = self.logs.ima_part(*from, limits::MAX_INLINE_IMA_LEN).map_err(|why| words(&why))?;
+            let part = match part {
+                Some((total, entries)) if total > *from => {
+                    Some(ImaPart { total, entries: Bytes::new(&entries).map_err(|why| words(&why))? })
+                }
+                _ => None,
+            };
+            _ = ima.push(part); // as many places as the order has
+        }
+        let protocol_quote =
+            Quoted { attested: quote.attested, signature: quote.signature, pcrs, boot_log, ima, credential_secret };
+        Ok(protocol_quote)
+    }
+
+    fn read_log(
+        &mut self,
+        machine: &Machine<'_>,
+        log: Log,
+        block: Option<protocol::coap::block::Block>,
+    ) -> Result<(Slice, Vec<u8>), String> {
+        let len = match log {
+            Log::Boot => self.logs.boot_state().map_err(|why| why.to_string())?.map(|state| u64::from(state.len)),
+            Log::Ima { from } if block.is_none_or(|block| block.num() == 0) => {
+                let len = self.logs.ima_len(from).map_err(|why| why.to_string())?;
+                self.fetched.retain(|(of, _)| *of != from);
+                if let Some(len) = len {
+                    self.fetched.truncate(MAX_FETCHES - 1);
+                    self.fetched.insert(0, (from, len));
+                }
+                len
+            }
+            Log::Ima { from } => self.fetched.iter().find(|(of, _)| *of == from).map(|(_, len)| *len),
+        };
+        let len = len.ok_or("there is no such log")?;
+        let len = usize::try_from(len).map_err(|_| "the log is too long")?;
+        let slice = machine.slice(block, len).ok_or("there is no such block")?;
+        let mut bytes = vec![0; slice.len];
+        let read = match log {
+            Log::Boot => self.logs.read_boot_log(slice.offset as u64, &mut bytes),
+            Log::Ima { from } => self.logs.ima_from(from, slice.offset as u64, &mut bytes),
+        };
+        let read = read.map_err(|why| why.to_string())?;
+        if read != slice.len {
+            return Err("the log became shorter".into());
+        }
+        Ok((slice, bytes))
+    }
+
+    fn payload<'p>(
+        &mut self,
+        session: &mut Session<'_, 'p>,
+        home: &'p crate::payload::PayloadDir,
+        machine: &mut Machine<'_>,
+        work: PayloadWork,
+    ) -> Result<(), String> {
+        let result = match work {
+            PayloadWork::Begin { sealing_id, plaintext_len } => {
+                session.incoming = None; // an earlier one is removed first
+                home.begin(sealing_id, plaintext_len).map(|incoming| session.incoming = Some(incoming))
+            }
+            PayloadWork::Write(plaintext) => match &mut session.incoming {
+                Some(incoming) => incoming.write(&plaintext),
+                None => return Ok(()), // it failed before, and was reported
+            },
+            PayloadWork::Place(unconfirmed) => match session.incoming.take() {
+                Some(incoming) => incoming.place(&unconfirmed.proof).map(|()| {
+                    self.booted.placed = self.booted.home.existing();
+                    log::info!("the payload is in place at {}", home.path().display());
+                }),
+                None => return Ok(()),
+            },
+            PayloadWork::ExtendDelivered => {
+                if !self.booted.tenant_keys.is_empty() {
+                    self.booted.extend_delivered(&self.settings).map_err(|why| why.to_string())?;
+                }
+                Ok(())
+            }
+            PayloadWork::Abandon => {
+                session.incoming = None;
+                return Ok(());
+            }
+        };
+        match result {
+            Ok(()) => session.input(machine, Input::PayloadDone),
+            Err(why) => {
+                log::error!("{why}");
+                session.incoming = None;
+                session.input(machine, Input::PayloadFailed { kind: why.kind(), why: &why.to_string() })
+            }
+        }
+    }
+
+    /// The tenant has the confirmation; a summary of the bootstrap, and for `once` the end.
+    fn tell_delivered(&mut self, session: &mut Session<'_, '_>) {
+        session.done = true;
+        if std::mem::replace(&mut self.delivered, true) {
+            return;
+        }
+        let millis = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        log::step(
+            "delivered",
+            &[
+                ("phase", Field::Text("end")),
+                ("from", Field::Text("agent")),
+                ("to", Field::Text("agent")),
+                ("ms", Field::Micros(millis(self.started.elapsed()))),
+                ("connected_ms", Field::Micros(millis(session.began.elapsed()))),
+                ("tpm_ms", Field::Micros(millis(self.booted.tpm.spent()))),
+                ("tpm_session_ms", Field::Micros(millis(self.booted.tpm.spent().saturating_sub(session.tpm_before)))),
+                ("up", Field::Number(session.connection.bytes_up())),
+                ("down", Field::Number(session.connection.bytes_down())),
+            ],
+        );
+        log::info!("the tenant knows that the payload is in place");
+    }
+
+    fn start_autorun(&mut self, session: &mut Session<'_, '_>, machine: &mut Machine<'_>) -> Result<(), String> {
+        if !self.settings.autorun {
+            return Ok(());
+        }
+        match Autorun::start(self.booted.home.path(), AUTORUN_LIMIT) {
+            Ok(None) => Ok(()),
+            Ok(Some(autorun)) => {
+                log::info!("autorun has started");
+                self.autorun = Some(autorun);
+                Ok(())
+            }
+            Err(why) => {
+                log::error!("autorun cannot be started: {why}");
+                session.input(machine, Input::AutorunEnded { code: 126, text: why.to_string().as_bytes() })
+            }
+        }
+    }
+
+    fn poll_autorun(&mut self, session: &mut Session<'_, '_>, machine: &mut Machine<'_>) -> Result<(), String> {
+        let Some(autorun) = &mut self.autorun else { return Ok(()) };
+        let (code, tail) = match autorun.poll() {
+            Ok(None) => return Ok(()),
+            Ok(Some(ended)) => (ended.code, ended.tail),
+            Err(why) => (125, why.to_string().into_bytes()),
+        };
+        self.autorun = None;
+        log::info!("autorun has ended with status {code}");
+        session.input(machine, Input::AutorunEnded { code, text: &tail })?;
+        session.flush(machine)
+    }
+}
+
+impl Session<'_, '_> {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn input(&mut self, machine: &mut Machine<'_>, input: Input<'_>) -> Result<(), String> {
+        let result = machine.handle_input(self.now_ms(), tls::clock().now, input);
+        result.map_err(|why| {
+            // The Abort with its reason, if the peer still takes it.
+            _ = self.flush(machine);
+            why.to_string()
+        })
+    }
+
+    fn flush(&mut self, machine: &mut Machine<'_>) -> Result<(), String> {
+        while !machine.outgoing().is_empty() {
+            let len = machine.outgoing().len();
+            self.connection.write_all(machine.outgoing()).map_err(|why| why.to_string())?;
+            machine.sent(len);
+        }
+        Ok(())
+    }
+
+    fn timeout(&self, machine: &Machine<'_>, autorun: bool) -> Duration {
+        let now = self.now_ms();
+        let machine = machine.poll_timeout().map(|at| Duration::from_millis(at.saturating_sub(now)));
+        let life = IDLE.saturating_sub(self.heard.elapsed());
+        let autorun = autorun.then_some(AUTORUN_POLL);
+        [machine, Some(life), autorun].into_iter().flatten().min().unwrap_or(IDLE)
+    }
+
+    fn tick(&mut self, machine: &mut Machine<'_>) -> Result<(), String> {
+        if self.heard.elapsed() >= IDLE {
+            if self.asked_for_life {
+                return Err("the gateway gives no sign of life".into());
+            }
+            self.asked_for_life = true;
+            self.heard = Instant::now();
+            return self.input(machine, Input::Silence);
+        }
+        self.input(machine, Input::Tick)
+    }
+
+    fn no_log(&mut self, machine: &mut Machine<'_>, token: Token, why: &str) -> Result<(), String> {
+        self.input(machine, Input::NoLog { token, why })
+    }
+
+    fn note(&mut self, note: &Note) {
+        match note {
+            Note::Step(step) => self.step(*step),
+            Note::Refused { route, code, text } => {
+                log::warn!("{} was refused: {code} {text}", route.name());
+            }
+            Note::ShareRefused { role, why } => log::warn!("the {role}'s share is refused: {why}"),
+            Note::TagMismatch => log::warn!("the two shares do not fit each other; a new NK is made"),
+            Note::PayloadRefused { why } => log::error!("{why}"),
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        let Step { name, peer, outbound, begins } = step;
+        let same = |(of, with, _): &(RouteName, &str, Instant)| *of == name && *with == peer;
+        let ms = if begins {
+            self.steps.retain(|entry| !same(entry));
+            self.steps.push((name, peer, Instant::now()));
+            0
+        } else {
+            let began = self.steps.iter().position(same).map(|at| self.steps.swap_remove(at).2);
+            began.map_or(0, |began| u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX))
+        };
+        let bytes = (self.connection.bytes_up(), self.connection.bytes_down());
+        let (up, down) = (bytes.0.saturating_sub(self.bytes.0), bytes.1.saturating_sub(self.bytes.1));
+        if !begins {
+            self.bytes = bytes;
+        }
+        let (from, to) = if outbound { ("agent", peer) } else { (peer, "agent") };
+        log::step(
+            name.name(),
+            &[
+                ("phase", Field::Text(if begins { "begin" } else { "end" })),
+                ("from", Field::Text(from)),
+                ("to", Field::Text(to)),
+                ("ms", Field::Micros(ms)),
+                ("up", Field::Number(up)),
+                ("down", Field::Number(down)),
+            ],
+        );
+    }
+}
+
+fn close_words(reason: CloseReason) -> String {
+    match reason {
+        CloseReason::Refused(route) => format!("the control plane refused {}", route.name()),
+        CloseReason::NoAnswer(route) => format!("{} was not answered in time", route.name()),
+        CloseReason::Released => "the gateway is about to end".into(),
+        CloseReason::PayloadFailed => "the payload could not be had on this connection".into(),
+    }
+}

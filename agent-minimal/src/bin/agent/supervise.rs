@@ -1,0 +1,196 @@
+//! The parent process: starts a worker that holds the sessions, and starts it again when it dies.
+//!
+//! A fault in the worker costs its session and nothing else. The parent parses nothing from outside and holds no
+//! secret; it waits for signals, passes them on, and ends as the worker ended.
+
+use std::{
+    env,
+    ffi::OsString,
+    io,
+    os::unix::process::{ExitStatusExt as _, parent_id},
+    path::Path,
+    process::{self, Child, Command, ExitStatus},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    log,
+    sys::{self, RandomFlags},
+};
+
+/// A worker that lived so long was healthy: the next failure waits as short as the first.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// What a worker may take to end after it was asked to.
+const GRACE: Duration = Duration::from_secs(5);
+/// The status of a program that panicked and unwound; built for images it aborts instead.
+const PANIC_STATUS: i32 = 101;
+
+/// Waiting times after failures: from half a second, doubling to a minute, each drawn from its full range.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST_MS: u64 = 500;
+    const MOST_MS: u64 = 60_000;
+
+    /// Starts anew.
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// How long to wait after another failure.
+    pub(crate) fn next(&mut self) -> Duration {
+        let most = (Self::FIRST_MS << self.failures.min(7)).min(Self::MOST_MS);
+        self.failures = self.failures.saturating_add(1);
+        let mut random = [0; 8];
+        // Jitter needs no quality; without any, the longest wait is taken.
+        match sys::random(&mut random, RandomFlags::Insecure) {
+            Ok(()) => Duration::from_millis(u64::from_ne_bytes(random) % (most + 1)),
+            Err(_) => Duration::from_millis(most),
+        }
+    }
+}
+
+/// Runs workers until one ends by itself, or a signal asks for the end. `args` are this process's own, without the
+/// program's name. `clean` is called after each worker's end: what it may have left half-done. Returns the exit status.
+///
+/// # Errors
+/// The system's, if no worker can be started or waited for.
+pub(crate) fn run(args: &[OsString], limit: Option<Duration>, mut clean: impl FnMut()) -> io::Result<i32> {
+    sys::hold_signals()?;
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    let mut backoff = Backoff::default();
+    loop {
+        let start = Instant::now();
+        let mut worker = start_worker(args)?;
+        let end = watch(&mut worker, deadline)?;
+        clean();
+        let status = match end {
+            End::Itself(status) => status,
+            End::Asked(signal) => return Ok(128 + signal),
+            End::TooLate => {
+                log::error!("not finished in the time that was set (timeout)");
+                return Ok(1);
+            }
+        };
+        match status.code() {
+            Some(code) if code != PANIC_STATUS => return Ok(code),
+            _ => {}
+        }
+        if start.elapsed() >= HEALTHY {
+            backoff.reset();
+        }
+        let delay = backoff.next();
+        let how = status.signal().map_or_else(|| "a panic".to_owned(), |signal| format!("signal {signal}"));
+        log::warn!("the worker was ended by {how}; starting it again in {} ms", delay.as_millis());
+        if let Some(signal) = rest(delay, deadline)? {
+            return Ok(128 + signal);
+        }
+    }
+}
+
+/// What a worker does first: ends with its parent, whatever happens to that one.
+///
+/// # Errors
+/// The system's, or `NotFound` if the parent is gone already.
+pub(crate) fn become_worker(parent: u32) -> io::Result<()> {
+    sys::die_with_parent()?;
+    // It may have died before the kernel was asked.
+    if parent_id() != parent {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the supervising process is gone"));
+    }
+    sys::hide_memory()
+}
+
+enum End {
+    Itself(ExitStatus),
+    Asked(i32),
+    TooLate,
+}
+
+fn start_worker(args: &[OsString]) -> io::Result<Child> {
+    // The same file even if its name was replaced meanwhile; without /proc, by its name.
+    let itself = Path::new("/proc/self/exe");
+    let program = if itself.exists() { itself.into() } else { env::args_os().next().unwrap_or_default() };
+    Command::new(program).args(args).arg(format!("--worker={}", process::id())).spawn()
+}
+
+fn watch(worker: &mut Child, deadline: Option<Instant>) -> io::Result<End> {
+    loop {
+        // Asked first: its end may have been signalled while something else was waited for.
+        if let Some(status) = worker.try_wait()? {
+            return Ok(End::Itself(status));
+        }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        match sys::wait_signal(left)? {
+            Some(libc::SIGCHLD) => {}
+            Some(signal) => {
+                log::info!("asked to end by signal {signal}");
+                stop(worker)?;
+                return Ok(End::Asked(signal));
+            }
+            None => {
+                stop(worker)?;
+                return Ok(End::TooLate);
+            }
+        }
+    }
+}
+
+fn stop(worker: &mut Child) -> io::Result<()> {
+    let _ = sys::signal(worker.id(), libc::SIGTERM);
+    let deadline = Instant::now() + GRACE;
+    while worker.try_wait()?.is_none() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            worker.kill()?;
+            worker.wait()?;
+            break;
+        }
+        let _ = sys::wait_signal(Some(left))?;
+    }
+    Ok(())
+}
+
+/// Waits; a signal other than a child's ends it, and so does the deadline, which is then seen by the next worker's watch.
+fn rest(delay: Duration, deadline: Option<Instant>) -> io::Result<Option<i32>> {
+    let mut end = Instant::now() + delay;
+    if let Some(deadline) = deadline {
+        end = end.min(deadline);
+    }
+    loop {
+        match sys::wait_signal(Some(end.saturating_duration_since(Instant::now())))? {
+            Some(libc::SIGCHLD) => {}
+            other => return Ok(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_to_a_minute_and_starts_anew() {
+        let mut backoff = Backoff::default();
+        for most in [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000] {
+            assert!(backoff.next() <= Duration::from_millis(most));
+        }
+        backoff.reset();
+        assert!(backoff.next() <= Duration::from_millis(500));
+    }
+
+    #[test]
+    fn backoff_is_spread_over_its_range() {
+        let drawn: Vec<_> = (0..64)
+            .map(|_| {
+                let mut backoff = Backoff { failures: 7 };
+                backoff.next()
+            })
+            .collect();
+        let mean = drawn.iter().sum::<Duration>() / 64;
+        assert!(mean > Duration::from_secs(15) && mean < Duration::from_secs(45), "{mean:?}");
+    }
+}

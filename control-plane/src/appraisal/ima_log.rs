@@ -1,0 +1,476 @@
+//! The kernel's IMA list: parsing its binary form and replaying it to PCR 10, piece by piece as it is fetched.
+//!
+//! What counts is the prefix that replays to the quoted PCR 10: entries behind it were measured after the quote, or
+//! invented, and are not looked at. Whether the files are good is a policy's business, not this module's.
+//!
+//! An entry is, little-endian: PCR u32, SHA-1 of the template data 20 bytes, length u32 and template name, length u32 and
+//! template data. Template data is a row of fields, each with a length u32 before it; only the oldest template, `ima`,
+//! has neither that length around its data nor the one before its digest. (Linux, Documentation/security/IMA-templates
+//! and ima_measurements_show.)
+
+use protocol::{
+    limits,
+    tpm::alg::{Digest, HashAlg},
+};
+use ring::digest;
+
+use super::{IMA_PCR, continuity::Epoch};
+use crate::store::Checkpoint;
+
+/// A template's name: the kernel's own limit.
+const MAX_TEMPLATE_NAME_LEN: usize = 255;
+/// What the `ima` template pads a file's name to before it hashes (IMA_EVENT_NAME_LEN_MAX + 1).
+const LEGACY_NAME_LEN: usize = 256;
+/// PCR, template hash and the length of the name: the part of an entry that always is there.
+const HEADER_LEN: usize = 28;
+
+/// Why an IMA list was refused. Entries are counted from 0, from the beginning of the list.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each message says it")]
+pub enum ImaError {
+    #[error("entry {entry} of the IMA list is malformed")]
+    Malformed { entry: u64 },
+    #[error("entry {entry} of the IMA list is longer than {max} bytes", max = limits::MAX_IMA_ENTRY_LEN)]
+    EntryTooLong { entry: u64 },
+    #[error("the IMA list is longer than {max} bytes", max = limits::MAX_IMA_LOG_LEN)]
+    TooLong,
+    #[error("the template hash of entry {entry} of the IMA list is not the SHA-1 of its data")]
+    WrongTemplateHash { entry: u64 },
+    #[error("PCR 10 was not quoted, so nothing says where the IMA list has to end")]
+    NotQuoted,
+    #[error("no part of the IMA list, read up to entry {entries}, replays to the quoted PCR 10")]
+    NoSuchPrefix { entries: u64 },
+}
+
+impl ImaError {
+    /// The short name that stands in a verdict.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed { .. } | Self::EntryTooLong { .. } | Self::TooLong => "ima_unreadable",
+            Self::WrongTemplateHash { .. } | Self::NoSuchPrefix { .. } => "ima_mismatch",
+            Self::NotQuoted => "pcr_not_quoted",
+        }
+    }
+}
+
+/// One entry of the list.
+#[derive(Clone, Copy, Debug)]
+pub struct ImaEntry<'a> {
+    /// Its place in the list, from 0.
+    pub number: u64,
+    /// The PCR it was extended into; nothing proves an entry of another one than 10.
+    pub pcr: u32,
+    /// Template hash: SHA-1; all zero for a violation.
+    pub template_hash: &'a [u8; 20],
+    /// Template name, or its format, such as `ima-ng` or `d-ng|n-ng`.
+    pub template: &'a [u8],
+    /// Template data as it stands in the list.
+    pub data: &'a [u8],
+}
+
+/// One field of an entry.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ImaField<'a> {
+    /// Its identifier, such as `d-ng`.
+    pub id: &'static str,
+    /// Its bytes.
+    pub value: &'a [u8],
+}
+
+impl<'a> ImaEntry<'a> {
+    /// A violation (a file open for writing while it was measured): PCRs are extended with ones instead of a hash, so
+    /// nothing proves the entry's data.
+    pub fn is_violation(&self) -> bool {
+        *self.template_hash == [0; 20]
+    }
+
+    /// Its fields in order; `None` for an unknown template, or data that is not of its template's form.
+    pub fn fields(&self) -> Option<Vec<ImaField<'a>>> {
+        if self.template == b"ima" {
+            let (digest, name) = legacy_fields(self.data)?;
+            return Some(vec![ImaField { id: "d", value: digest }, ImaField { id: "n", value: name }]);
+        }
+        let mut rest = self.data;
+        let mut fields = Vec::new();
+        for id in template_fields(self.template)? {
+            let value = take_sized(&mut rest)?;
+            fields.push(ImaField { id, value });
+        }
+        rest.is_empty().then_some(fields)
+    }
+
+    /// The file's digest: its algorithm's name and the bytes. From `d`, `d-ng` (`sha256:`) or `d-ngv2` (`ima:sha256:`,
+    /// `verity:sha256:`).
+    pub fn file_digest(&self) -> Option<(&'a [u8], &'a [u8])> {
+        let field = self.fields()?.into_iter().find(|field| matches!(field.id, "d" | "d-ng" | "d-ngv2"))?;
+        if field.id == "d" {
+            return Some((b"sha1", field.value));
+        }
+        let end = field.value.windows(2).position(|pair| pair == b":\0")?;
+        let (algorithm, digest) = (field.value.get(..end)?, field.value.get(end + 2..)?);
+        Some((algorithm, digest))
+    }
+
+    /// The file's path, or what was measured in its place; without the closing NUL, in no particular encoding.
+    pub fn path(&self) -> Option<&'a [u8]> {
+        let field = self.fields()?.into_iter().find(|field| matches!(field.id, "n" | "n-ng"))?;
+        Some(field.value.strip_suffix(&[0]).unwrap_or(field.value))
+    }
+
+    /// The field with this identifier: `sig`, `buf`, `modsig`, ….
+    pub fn field(&self, id: &str) -> Option<&'a [u8]> {
+        self.fields()?.into_iter().find(|field| field.id == id).map(|field| field.value)
+    }
+
+    /// The template hash of a bank: what the kernel extends it with, but for a violation.
+    fn hash_into(&self, bank: HashAlg, out: &mut [u8; Digest::MAX_LEN]) -> Option<()> {
+        let mut context = digest::Context::new(ring_algorithm(bank));
+        if self.template == b"ima" {
+            let (digest, name) = legacy_fields(self.data)?;
+            let mut padded = [0; LEGACY_NAME_LEN];
+            padded.get_mut(..name.len())?.copy_from_slice(name);
+            context.update(digest);
+            context.update(&padded);
+        } else {
+            context.update(self.data);
+        }
+        store(context.finish(), out)
+    }
+}
+
+/// The fields of a template: of a name, or of a format written out.
+fn template_fields(template: &[u8]) -> Option<Vec<&'static str>> {
+    const KNOWN: &[(&str, &str)] = &[
+        ("ima-ng", "d-ng|n-ng"),
+        ("ima-ngv2", "d-ngv2|n-ng"),
+        ("ima-sig", "d-ng|n-ng|sig"),
+        ("ima-sigv2", "d-ngv2|n-ng|sig"),
+        ("ima-buf", "d-ng|n-ng|buf"),
+        ("ima-modsig", "d-ng|n-ng|sig|d-modsig|modsig"),
+        ("evm-sig", "d-ng|n-ng|evmsig|xattrnames|xattrlengths|xattrvalues|iuid|igid|imode"),
+    ];
+    const FIELDS: &[&str] = &[
+        "d-ng", "d-ngv2", "n-ng", "sig", "buf", "d-modsig", "modsig", "evmsig", "iuid", "igid", "imode", "xattrnames",
+        "xattrlengths", "xattrvalues",
+    ];
+    let template = std::str::from_utf8(template).ok()?;
+    let format = KNOWN.iter().find(|(name, _)| *name == template).map_or(template, |(_, format)| format);
+    format.split('|').map(|id| FIELDS.iter().copied().find(|known| *known == id)).collect()
+}
+
+/// Digest and name of the `ima` template.
+fn legacy_fields(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (digest, mut rest) = data.split_at_checked(20)?;
+    let name = take_sized(&mut rest)?;
+    (rest.is_empty() && name.len() < LEGACY_NAME_LEN).then_some((digest, name))
+}
+
+fn take_sized<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (len, after) = rest.split_first_chunk::<4>()?;
+    let (value, after) = after.split_at_checked(usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
+    *rest = after;
+    Some(value)
+}
+
+fn ring_algorithm(bank: HashAlg) -> &'static digest::Algorithm {
+    match bank {
+        HashAlg::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
+        HashAlg::Sha256 => &digest::SHA256,
+        HashAlg::Sha384 => &digest::SHA384,
+        HashAlg::Sha512 => &digest::SHA512,
+    }
+}
+
+fn store(digest: digest::Digest, out: &mut [u8; Digest::MAX_LEN]) -> Option<()> {
+    let digest = digest.as_ref();
+    out.get_mut(..digest.len())?.copy_from_slice(digest);
+    Some(())
+}
+
+/// Reads an entry from the front of `bytes`, with its length; `None` if it is not complete.
+#[inline]
+fn parse_entry(bytes: &[u8], number: u64) -> Result<Option<(ImaEntry<'_>, usize)>, ImaError> {
+    let malformed = ImaError::Malformed { entry: number };
+    let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
+    let (Some((pcr, tail)), Some((_, name_len))) = (header.split_first_chunk::<4>(), header.split_last_chunk::<4>())
+    else {
+        return Err(malformed);
+    };
+    let Some((template_hash, _)) = tail.split_first_chunk::<20>() else { return Err(malformed) };
+    let len = |bytes: &[u8; 4]| usize::try_from(u32::from_le_bytes(*bytes)).unwrap_or(usize::MAX);
+    let name_len = len(name_len);
+    if name_len == 0 || name_len > MAX_TEMPLATE_NAME_LEN {
+        return Err(malformed);
+    }
+    let Some((template, rest)) = rest.split_at_checked(name_len) else { return Ok(None) };
+    let (data, prefix_len) = if template == b"ima" {
+        let Some((name_len, _)) = rest.get(20..).and_then(<[u8]>::split_first_chunk::<4>) else { return Ok(None) };
+        let name_len = len(name_len);
+        if name_len >= LEGACY_NAME_LEN {
+            return Err(malformed);
+        }
+        (rest.get(..24 + name_len), 0)
+    } else {
+        let Some((data_len, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+        let data_len = len(data_len);
+        if data_len > limits::MAX_IMA_ENTRY_LEN {
+            return Err(ImaError::EntryTooLong { entry: number });
+        }
+        (rest.get(..data_len), 4)
+    };
+    let Some(data) = data else { return Ok(None) };
+    let entry = ImaEntry { number, pcr: u32::from_le_bytes(*pcr), template_hash, template, data };
+    Ok(Some((entry, HEADER_LEN + name_len + prefix_len + data.len())))
+}
+
+/// Where a replay begins.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ImaStart {
+    entries: u64,
+    pcrs: Vec<(HashAlg, Digest)>,
+}
+
+impl ImaStart {
+    /// The first entry of the list.
+    pub fn beginning() -> Self {
+        Self::default()
+    }
+
+    /// Behind the entries that a positive verdict judged in this boot by this policy; otherwise the beginning. `banks`
+    /// are those in which PCR 10 is quoted: one that is not remembered needs the whole list.
+    pub fn resume(
+        previous: Option<&Checkpoint>,
+        epoch: Epoch,
+        policy: Option<[u8; 32]>,
+        banks: impl IntoIterator<Item = HashAlg>,
+    ) -> Self {
+        let previous = previous.filter(|previous| epoch == Epoch::Same && previous.policy == policy);
+        let Some(previous) = previous else { return Self::beginning() };
+        let remembered = |bank: HashAlg| {
+            let (_, value) = previous.ima_pcrs.iter().find(|(id, _)| *id == bank.id())?;
+            Some((bank, bank.read_digest(value).ok()?))
+        };
+        match banks.into_iter().map(remembered).collect::<Option<Vec<_>>>() {
+            Some(pcrs) if !pcrs.is_empty() => Self { entries: previous.ima_entries, pcrs },
+            _ => Self::beginning(),
+        }
+    }
+
+    /// The first entry that is wanted: a challenge's `ima_from`.
+    pub const fn entries(&self) -> u64 {
+        self.entries
+    }
+}
+
+/// One bank's PCR 10 under replay.
+#[derive(Clone, Debug)]
+struct Bank {
+    bank: HashAlg,
+    value: [u8; Digest::MAX_LEN],
+    target: Digest,
+}
+
+impl Bank {
+    fn value(&self) -> &[u8] {
+        self.value.get(..self.bank.digest_len()).unwrap_or_default()
+    }
+
+    #[inline]
+    fn extend(&mut self, entry: &ImaEntry<'_>) -> Result<(), ImaError> {
+        let malformed = ImaError::Malformed { entry: entry.number };
+        let mut hash = [0xff; Digest::MAX_LEN];
+        if !entry.is_violation() {
+            entry.hash_into(self.bank, &mut hash).ok_or(malformed)?;
+            if self.bank == HashAlg::Sha1 && !hash.starts_with(entry.template_hash) {
+                return Err(ImaError::WrongTemplateHash { entry: entry.number });
+            }
+        }
+        let mut context = digest::Context::new(ring_algorithm(self.bank));
+        context.update(self.value());
+        context.update(hash.get(..self.bank.digest_len()).unwrap_or_default());
+        store(context.finish(), &mut self.value).ok_or(malformed)
+    }
+
+    fn fits(&self) -> bool {
+        self.value() == self.target.as_bytes()
+    }
+}
+
+/// A replay under way: takes the list in pieces of any length, and knows when the quoted value is reached.
+#[derive(Clone, Debug)]
+pub struct ImaReplay {
+    banks: Vec<Bank>,
+    entries: u64,
+    violations: u64,
+    other_pcr: u64,
+    /// An entry whose end is not there yet.
+    partial: Vec<u8>,
+    taken: usize,
+    failed: Option<ImaError>,
+}
+
+impl ImaReplay {
+    /// Begins at `start`; `targets` are the quoted values of PCR 10 ([`QuotedPcrs::ima_targets`]).
+    ///
+    /// A target whose bank `start` does not know begins at zero, and so does the list then.
+    ///
+    /// [`QuotedPcrs::ima_targets`]: super::pcrs::QuotedPcrs::ima_targets
+    pub fn new(start: &ImaStart, targets: impl IntoIterator<Item = (HashAlg, Digest)>) -> Self {
+        let mut banks = Vec::new();
+        let mut all_known = true;
+        for (bank, target) in targets {
+            let known = start.pcrs.iter().find(|(of, _)| *of == bank);
+            all_known &= known.is_some();
+            let mut value = [0; Digest::MAX_LEN];
+            for (to, from) in value.iter_mut().zip(known.map_or(&[][..], |(_, digest)| digest.as_bytes())) {
+                *to = *from;
+            }
+            banks.push(Bank { bank, value, target });
+        }
+        let mut entries = start.entries;
+        if !all_known {
+            entries = 0;
+            banks.iter_mut().for_each(|bank| bank.value = [0; Digest::MAX_LEN]);
+        }
+        Self { banks, entries, violations: 0, other_pcr: 0, partial: Vec::new(), taken: 0, failed: None }
+    }
+
+    /// How many entries of the list are replayed: the first one that is still wanted.
+    pub const fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Whether the quoted value is reached: what follows in the list counts for nothing and need not be fetched.
+    pub fn is_matched(&self) -> bool {
+        self.failed.is_none() && !self.banks.is_empty() && self.banks.iter().all(Bank::fits)
+    }
+
+    /// Takes the next bytes of the list; they may end anywhere.
+    ///
+    /// # Errors
+    /// [`ImaError`]; every later call gives the same. After the quoted value is reached nothing is read any more.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), ImaError> {
+        self.push_with(bytes, |_| {})
+    }
+
+    /// As [`push`](Self::push), and shows each entry of the prefix as it is replayed. They are proven only once
+    /// [`finish`](Self::finish) succeeds, and then only those of PCR 10 that are no violation.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn push_with(&mut self, bytes: &[u8], mut seen: impl FnMut(&ImaEntry<'_>)) -> Result<(), ImaError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let result = self.take(bytes, &mut seen);
+        if let Err(error) = result {
+            self.failed = Some(error);
+            self.partial = Vec::new();
+        }
+        result
+    }
+
+    fn take(&mut self, bytes: &[u8], seen: &mut impl FnMut(&ImaEntry<'_>)) -> Result<(), ImaError> {
+        self.taken = self.taken.saturating_add(bytes.len());
+        if self.taken > limits::MAX_IMA_LOG_LEN {
+            return Err(ImaError::TooLong);
+        }
+        if self.partial.is_empty() {
+            let rest = self.replay(bytes, seen)?;
+            self.partial.extend_from_slice(rest);
+            return Ok(());
+        }
+        let mut joined = std::mem::take(&mut self.partial);
+        joined.extend_from_slice(bytes);
+        let used = joined.len() - self.replay(&joined, seen)?.len();
+        joined.drain(..used);
+        self.partial = joined;
+        Ok(())
+    }
+
+    /// Replays whole entries and returns what is left; nothing is left once the target is reached.
+    fn replay<'b>(
+        &mut self,
+        mut bytes: &'b [u8],
+        seen: &mut impl FnMut(&ImaEntry<'_>),
+    ) -> Result<&'b [u8], ImaError> {
+        while !self.is_matched() {
+            let Some((entry, len)) = parse_entry(bytes, self.entries)? else { return Ok(bytes) };
+            if entry.pcr == u32::from(IMA_PCR) {
+                for bank in &mut self.banks {
+                    bank.extend(&entry)?;
+                }
+                self.violations += u64::from(entry.is_violation());
+            } else {
+                self.other_pcr += 1;
+            }
+            seen(&entry);
+            self.entries = self.entries.saturating_add(1);
+            bytes = bytes.get(len..).unwrap_or_default();
+        }
+        Ok(&[])
+    }
+
+    /// Ends the replay.
+    ///
+    /// # Errors
+    /// [`ImaError::NoSuchPrefix`] if the quoted value was never reached, [`ImaError::NotQuoted`] if there is none, or
+    /// the error that [`push`](Self::push) gave.
+    pub fn finish(self) -> Result<ReplayedIma, ImaError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if self.banks.is_empty() {
+            return Err(ImaError::NotQuoted);
+        }
+        if !self.is_matched() {
+            return Err(ImaError::NoSuchPrefix { entries: self.entries });
+        }
+        Ok(ReplayedIma {
+            entries: self.entries,
+            violations: self.violations,
+            other_pcr: self.other_pcr,
+            pcrs: self.banks.into_iter().map(|bank| (bank.bank, bank.target)).collect(),
+        })
+    }
+}
+
+/// An IMA list whose prefix replays to the quoted PCR 10. Only [`ImaReplay::finish`] makes one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReplayedIma {
+    entries: u64,
+    violations: u64,
+    other_pcr: u64,
+    pcrs: Vec<(HashAlg, Digest)>,
+}
+
+impl ReplayedIma {
+    /// How long the proven prefix is, from the beginning of the list.
+    pub const fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Violations among the entries replayed now.
+    pub const fn violations(&self) -> u64 {
+        self.violations
+    }
+
+    /// Entries replayed now that name another PCR than 10, which nothing proves.
+    pub const fn other_pcr_entries(&self) -> u64 {
+        self.other_pcr
+    }
+
+    /// PCR 10 of a bank after the prefix.
+    pub fn value(&self, bank: HashAlg) -> Option<&Digest> {
+        self.pcrs.iter().find(|(of, _)| *of == bank).map(|(_, value)| value)
+    }
+
+    /// PCR 10 as it is remembered: (TPM_ALG_ID, digest).
+    pub fn to_checkpoint(&self) -> Vec<(u16, Vec<u8>)> {
+        self.pcrs.iter().map(|(bank, value)| (bank.id(), value.to_vec())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

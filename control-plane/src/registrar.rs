@@ -1,0 +1,298 @@
+//! The registrar: binds an AK to an EK, on proof that one TPM holds both. It says who is who, never who is good.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use protocol::{
+    bytes::Bytes,
+    crypto::{
+        bind,
+        role_key::{RolePrivateKey, open_join_key},
+        secret::CredentialSecret,
+        share::SealedShare,
+    },
+    id::{EnrolmentId, NodeId, Role},
+    message::enrol::{Activate, Credential, Enrol, EnrolAnswer, JoinProof},
+    tpm::{credential::make_credential, public::TpmtPublic},
+};
+use rand_core::{OsRng, RngCore};
+
+use crate::{
+    appraisal::quote::AkPublic,
+    ek::{EkError, EkRoots},
+    gateway::Agent,
+    link::{self, LinkError, LinkMethod, RegistrarLink},
+    refusal::{Refusal, chain},
+    store::{
+        AkName, Conflict, EventStore, NewEvent, RegistrarStore, StoreError,
+        registrar::{Binding, Hardware, JoinAdmission, JoinEvidence},
+    },
+};
+
+/// How long an enrolment may be activated.
+const ENROLMENT_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The registrar role.
+pub struct Registrar {
+    store: Arc<dyn RegistrarStore>,
+    key: RolePrivateKey,
+    ek_roots: EkRoots,
+}
+
+/// An enrolment that waits for its activation, in the memory of its connection only. One try.
+pub struct PendingEnrolment {
+    id: EnrolmentId,
+    secret: CredentialSecret,
+    made: Instant,
+    binding: Binding,
+    /// Why the hardware is not proven, for the history.
+    doubt: Option<String>,
+}
+
+impl Registrar {
+    /// The role on this store, with its private key and the manufacturers it trusts.
+    pub fn new(store: Arc<dyn RegistrarStore>, key: RolePrivateKey, ek_roots: EkRoots) -> Self {
+        Self { store, key, ek_roots }
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &Arc<dyn RegistrarStore> {
+        &self.store
+    }
+
+    /// Whether this AK is bound to this node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn knows(&self, node_id: NodeId, ak_name: AkName) -> Result<bool, StoreError> {
+        Ok(self.store.binding(node_id).await?.is_some_and(|binding| binding.ak_name == ak_name))
+    }
+
+    /// Step 1: looks at an EK and an AK and challenges their TPM with a credential.
+    ///
+    /// # Errors
+    /// [`Refusal`], which is in the history too.
+    pub async fn enrol(&self, agent: &Agent, enrol: &Enrol) -> Result<(EnrolAnswer, PendingEnrolment), Refusal> {
+        let result = self.look(agent, enrol).await;
+        if let Err(refusal) = &result {
+            self.record(Some(agent.node_id()), refusal.kind, refusal.detail.clone()).await;
+        }
+        result
+    }
+
+    async fn look(&self, agent: &Agent, enrol: &Enrol) -> Result<(EnrolAnswer, PendingEnrolment), Refusal> {
+        let ek_public = TpmtPublic::decode(&enrol.ek_public)
+            .map_err(|error| Refusal::bad_request("bad_ek", format!("the EK's public area: {error}")))?;
+        let spki = ek_public
+            .spki_der()
+            .map_err(|error| Refusal::bad_request("bad_ek", format!("the EK's public key: {error}")))?;
+        let node_id = bind::node_id(&spki);
+        if node_id != agent.node_id() {
+            return Err(Refusal::forbidden("wrong_node_id", "the EK is not the one that this node id is a digest of"));
+        }
+        let ak = AkPublic::from_tpmt(&enrol.ak_public)
+            .map_err(|error| Refusal::forbidden(error.code(), format!("the AK is refused: {}", chain(&error))))?;
+        if ak.name().as_bytes() != agent.ak_name().0 {
+            return Err(Refusal::forbidden("wrong_ak_name", "the AK is not the one that hello named"));
+        }
+        let admitted = self.store.admitted_name(node_id).await?;
+        let certified = self.certify(enrol, &ek_public);
+        let join = match (&admitted, &enrol.join) {
+            (Some(_), _) => None,
+            (None, Some(proof)) => Some(self.check_join(agent, proof).await?),
+            (None, None) => return Err(not_admitted(node_id)),
+        };
+        let (hardware, doubt) = match certified {
+            Ok(issuer) => (Hardware::Certified { issuer }, None),
+            Err(_) if admitted.is_some() => (Hardware::AllowListed, None),
+            Err(why) => (Hardware::Unproven, Some(why)),
+        };
+        let secret = CredentialSecret::generate(&mut OsRng);
+        let credential = credential(&ek_public, &ak, &secret)?;
+        let mut id = [0; 16];
+        OsRng.fill_bytes(&mut id);
+        let id = EnrolmentId(id);
+        let binding = Binding {
+            node_id,
+            ek_public: enrol.ek_public.to_vec(),
+            ek_chain: enrol.ek_chain.iter().map(|certificate| certificate.to_vec()).collect(),
+            ak_public: enrol.ak_public.to_vec(),
+            ak_name: agent.ak_name(),
+            hardware,
+            join,
+            bound_ms: 0,
+        };
+        let pending = PendingEnrolment { id, secret, made: Instant::now(), binding, doubt };
+        Ok((EnrolAnswer { enrolment_id: id, credential }, pending))
+    }
+
+    /// Step 2: the TPM has opened the credential; only now is the AK bound.
+    ///
+    /// # Errors
+    /// [`Refusal`], which is in the history too. Nothing that was bound before changes by it.
+    pub async fn activate(
+        &self,
+        agent: &Agent,
+        pending: Option<PendingEnrolment>,
+        activate: &Activate,
+    ) -> Result<(), Refusal> {
+        let result = self.bind(agent, pending, activate).await;
+        match &result {
+            Ok(Some(doubt)) => {
+                let detail = format!("AK {:?} is bound; the hardware is not proven: {doubt}", agent.ak_name());
+                self.record(Some(agent.node_id()), "bound", detail).await;
+            }
+            Ok(None) => {
+                self.record(Some(agent.node_id()), "bound", format!("AK {:?} is bound", agent.ak_name())).await;
+            }
+            Err(refusal) => self.record(Some(agent.node_id()), refusal.kind, refusal.detail.clone()).await,
+        }
+        result.map(|_| ())
+    }
+
+    async fn bind(
+        &self,
+        agent: &Agent,
+        pending: Option<PendingEnrolment>,
+        activate: &Activate,
+    ) -> Result<Option<String>, Refusal> {
+        let Some(pending) = pending.filter(|pending| pending.id == activate.enrolment_id) else {
+            return Err(Refusal::forbidden("no_enrolment", "this connection has no such enrolment waiting; enrol again"));
+        };
+        if pending.made.elapsed() > ENROLMENT_LIFETIME {
+            return Err(Refusal::forbidden("enrolment_expired", "the enrolment is older than 60 s; enrol again"));
+        }
+        bind::verify_activate_proof(
+            &pending.secret,
+            pending.id,
+            agent.node_id(),
+            &agent.server_certificate,
+            &agent.ak_name().0,
+            &activate.proof.0,
+        )
+        .map_err(|_| {
+            Refusal::forbidden("bad_activation", "the credential was not activated by the TPM that holds this EK and AK")
+        })?;
+        self.store.bind(&pending.binding).await.map_err(|error| match error {
+            StoreError::Conflict(conflict @ (Conflict::NodeBoundToOtherAk | Conflict::AkBoundToOtherNode)) => {
+                let detail = format!("{conflict}; the new pair is proven but waits for an operator: trefoil node remove, then add");
+                Refusal::conflict(conflict.code(), detail)
+            }
+            error => error.into(),
+        })?;
+        Ok(pending.doubt)
+    }
+
+    /// Who certified the EK, or why nobody we trust did.
+    fn certify(&self, enrol: &Enrol, ek_public: &TpmtPublic) -> Result<String, String> {
+        let chain: Vec<Vec<u8>> = enrol.ek_chain.iter().map(|certificate| certificate.to_vec()).collect();
+        certify(&self.ek_roots, &chain, ek_public)
+    }
+
+    async fn check_join(&self, agent: &Agent, proof: &JoinProof) -> Result<JoinEvidence, Refusal> {
+        let unknown = || {
+            Refusal::forbidden("unknown_join", "this join token was not made here, has expired or was revoked; make one: trefoil node add NAME --join")
+        };
+        let join = self.store.join(proof.join_id).await?.ok_or_else(unknown)?;
+        if join.revoked || self.store.now_ms().await? > join.expires_ms {
+            return Err(unknown());
+        }
+        if join.used_by.is_some_and(|user| user != agent.node_id()) {
+            return Err(Refusal::forbidden("join_used", "this join token was used by another node; each admits one"));
+        }
+        let sealed = SealedShare::from_bytes(&join.sealed_key).map_err(|error| Refusal::internal(&error))?;
+        let key = open_join_key(&self.key, Role::Registrar, proof.join_id, &sealed)
+            .map_err(|error| Refusal::internal(&error))?;
+        key.verify(agent.node_id(), &agent.ak_name().0, &agent.server_certificate, &proof.registrar.0).map_err(|_| {
+            Refusal::forbidden("bad_join_proof", "the proof of the join token is not for this node, AK and server certificate")
+        })?;
+        Ok(JoinEvidence {
+            join_id: proof.join_id,
+            tenant_proof: proof.tenant.0,
+            server_certificate: agent.server_certificate,
+        })
+    }
+
+    /// Writes into the history; a store that fails is logged.
+    pub async fn record(&self, node_id: Option<NodeId>, kind: &'static str, detail: String) {
+        tracing::info!(node = node_id.map(|id| id.to_string()), kind, detail, "registrar");
+        let name = match node_id {
+            Some(node_id) => self.store.admitted_name(node_id).await.ok().flatten(),
+            None => None,
+        };
+        record(&*self.store, NewEvent { node_id, name, kind, detail }).await;
+    }
+}
+
+#[async_trait]
+impl RegistrarLink for Registrar {
+    async fn binding(&self, node_id: NodeId) -> Result<Option<Binding>, LinkError> {
+        link::step(LinkMethod::Binding, "role", "registrar", Some(node_id));
+        let mut binding = self.store.binding(node_id).await?;
+        // A manufacturer may have come to the roots since the node was bound.
+        if let Some(Binding { hardware: hardware @ Hardware::Unproven, ek_chain, ek_public, .. }) = &mut binding
+            && let Ok(ek_public) = TpmtPublic::decode(ek_public)
+            && let Ok(issuer) = certify(&self.ek_roots, ek_chain, &ek_public)
+        {
+            *hardware = Hardware::Certified { issuer };
+        }
+        Ok(binding)
+    }
+
+    async fn admit_node(&self, node_id: NodeId, name: &str) -> Result<(), LinkError> {
+        link::step(LinkMethod::AdmitNode, "tenant", "registrar", Some(node_id));
+        Ok(self.store.admit_node(node_id, name).await?)
+    }
+
+    async fn admit_join(&self, join: &JoinAdmission) -> Result<(), LinkError> {
+        link::step(LinkMethod::AdmitJoin, "tenant", "registrar", None);
+        Ok(self.store.admit_join(join).await?)
+    }
+
+    async fn forget(&self, node_id: Option<NodeId>, name: &str) -> Result<(), LinkError> {
+        link::step(LinkMethod::Forget, "tenant", "registrar", node_id);
+        Ok(self.store.forget(node_id, name).await?)
+    }
+}
+
+/// A credential for the TPM that holds both keys; registrar and tenant each make their own.
+pub(crate) fn credential(ek: &TpmtPublic, ak: &AkPublic, secret: &CredentialSecret) -> Result<Credential, Refusal> {
+    let made = make_credential(ek, ak.name(), secret.expose(), &mut OsRng)
+        .map_err(|error| Refusal::forbidden("bad_ek", format!("no credential can be made for this EK: {error}")))?;
+    let too_long = |error| Refusal::internal(&error);
+    Ok(Credential {
+        id_object: Bytes::new(&made.id_object).map_err(too_long)?,
+        encrypted_secret: Bytes::new(&made.encrypted_secret).map_err(too_long)?,
+    })
+}
+
+/// Who certified an EK, or in words why nobody trusted did.
+pub(crate) fn certify(roots: &EkRoots, chain: &[Vec<u8>], ek_public: &TpmtPublic) -> Result<String, String> {
+    if chain.is_empty() {
+        return Err("the TPM has no EK certificate".into());
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
+    roots.validate(chain, ek_public, now).map(|endorsement| endorsement.issuer().to_owned()).map_err(|error: EkError| {
+        format!("the EK certificate is not trusted: {}", crate::refusal::chain(&error))
+    })
+}
+
+/// Writes an event; a store that fails is logged, the refusal or step itself stands.
+pub(crate) async fn record<S: EventStore + ?Sized>(store: &S, event: NewEvent) {
+    if let Err(error) = store.add_event(&event).await {
+        tracing::error!(error = %chain(&error), kind = event.kind, "an event could not be written");
+    }
+}
+
+fn not_admitted(node_id: NodeId) -> Refusal {
+    Refusal::forbidden(
+        "not_admitted",
+        format!(
+            "nobody has admitted this node: `trefoil node add NAME --id {node_id}` admits it by its id, or \
+             `trefoil node add NAME --join` makes a token for the agent's configuration"
+        ),
+    )
+}

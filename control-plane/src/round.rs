@@ -1,0 +1,304 @@
+//! One round of attestation: a challenge, its evidence, the checks, the verdict. Verifier and tenant each run their own,
+//! with their own nonce, policy and memory; nothing here writes anything down.
+
+use std::{sync::Arc, time::Instant};
+
+use protocol::{
+    bytes::Array,
+    coap::route::Route,
+    crypto::{bind, secret::CredentialSecret},
+    id::Role,
+    limits,
+    message::{
+        attest::{Challenge, Evidence, Purpose, values_base},
+        enrol::Credential,
+    },
+    tpm::pcr::PcrSelectionList,
+};
+use rand_core::{OsRng, RngCore};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    appraisal::{
+        boot_log::ReplayedBootLog,
+        continuity::{Epoch, continuity},
+        ima_log::{ImaError, ImaReplay, ImaStart, ReplayedIma},
+        pcrs::{QuotedPcrs, selection_to_wire},
+        policy::{Policy, unjudged_selection},
+        quote::{AkPublic, QuoteError, VerifiedQuote},
+        verdict::{
+            BootLogEvidence, Hardware, ImaEvidence, Input, PhaseEvents, Verdict, appraise, boot_log_is_judged,
+        },
+    },
+    gateway::{Agent, AgentError},
+    store::{AppraiserStore, Checkpoint, StoreError},
+};
+
+/// Everything a round is made with.
+pub struct Round<'a> {
+    /// Who asks.
+    pub role: Role,
+    /// What for.
+    pub purpose: Purpose,
+    /// The AK that has to have signed.
+    pub ak: &'a AkPublic,
+    /// The policy in force.
+    pub policy: Option<&'a Policy>,
+    /// What is known of the TPM.
+    pub hardware: Hardware,
+    /// What the operator pinned for the node.
+    pub phase: Option<&'a PhaseEvents>,
+    /// What the role remembers of the node.
+    pub checkpoint: Option<&'a Checkpoint>,
+    /// The role's own proof of AK to EK, if it still has to make it.
+    pub credential: Option<(Credential, &'a CredentialSecret)>,
+}
+
+/// What came of a round whose quote verified.
+pub struct Outcome {
+    /// The verdict on it.
+    pub verdict: Verdict,
+    /// NK's public point, in a quote for bootstrap.
+    pub nk_public: Option<[u8; 65]>,
+    /// SHA-256 of the TPMS_ATTEST.
+    pub quote_digest: [u8; 32],
+    /// The role's nonce.
+    pub nonce: [u8; 32],
+    /// When the nonce was made.
+    pub made: Instant,
+}
+
+/// Why a round came to no verdict: nothing was proven by it, so nothing changes.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
+pub enum RoundError {
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("the evidence is refused: {0}")]
+    Quote(#[from] QuoteError),
+    #[error("the quote was made for purpose {expected:?} and names {found}")]
+    WrongPurpose { expected: Purpose, found: &'static str },
+    #[error("the challenge was answered after {} s, its nonce has expired", limits::NONCE_LIFETIME_MS / 1000)]
+    NonceExpired,
+    #[error("the TPM of this AK is not the TPM of this EK: its credential was not activated")]
+    CredentialNotActivated,
+    #[error("the boot log sent is not the one announced")]
+    WrongBootLog,
+    #[error("the role's store failed")]
+    Store(#[from] StoreError),
+}
+
+impl RoundError {
+    /// The short name that stands in a node's history.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Agent(AgentError::Malformed) => "bad_evidence",
+            Self::Agent(AgentError::Refused { .. }) => "agent_refused",
+            Self::Agent(_) => "agent_silent",
+            Self::Quote(error) => error.code(),
+            Self::WrongPurpose { .. } => "wrong_purpose",
+            Self::NonceExpired => "nonce_expired",
+            Self::CredentialNotActivated => "bad_credential_answer",
+            Self::WrongBootLog => "wrong_boot_log",
+            Self::Store(_) => "internal",
+        }
+    }
+
+    /// Whether the peer showed something that does not hold: its connection is of no use.
+    pub const fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Store(_) | Self::Agent(AgentError::Gone | AgentError::NoAnswer | AgentError::Refused { .. }))
+    }
+}
+
+impl Round<'_> {
+    /// Asks, checks and judges. `proven` is called once the quote has verified, before any log is fetched.
+    ///
+    /// # Errors
+    /// [`RoundError`].
+    pub async fn run(
+        &self,
+        agent: &Agent,
+        store: &Arc<dyn AppraiserStore>,
+        proven: impl AsyncFnOnce() -> Result<(), StoreError>,
+    ) -> Result<Outcome, RoundError> {
+        let has_ima = agent.hello.has_ima_log;
+        let unjudged;
+        let selection: &PcrSelectionList = match self.policy {
+            Some(policy) => policy.selection(has_ima),
+            None => {
+                unjudged = unjudged_selection(has_ima);
+                &unjudged
+            }
+        };
+        // Another policy may ask for other PCRs: the base has to hold all of them, or it is none.
+        let base = self.checkpoint.map(|checkpoint| checkpoint.pcrs.as_slice());
+        let same_policy = self.checkpoint.is_some_and(|checkpoint| checkpoint.policy == self.policy.map(Policy::id));
+        let mut nonce = [0; 32];
+        OsRng.fill_bytes(&mut nonce);
+        let made = Instant::now();
+        let challenge = Challenge {
+            role: self.role,
+            purpose: self.purpose,
+            nonce: Array(nonce),
+            selection: selection_to_wire(selection),
+            pcr_base: base.filter(|_| same_policy).map(|base| {
+                values_base(base.iter().map(|(bank, index, digest)| (*bank, *index, digest.as_slice())))
+            }),
+            boot_log: self.checkpoint.and_then(|checkpoint| checkpoint.boot_log).map(Array),
+            ima_from: self.checkpoint.filter(|_| same_policy).map_or(0, |checkpoint| checkpoint.ima_entries),
+            credential: self.credential.as_ref().map(|(credential, _)| credential.clone()),
+        };
+        let evidence: Evidence = agent.ask(self.role, Route::Challenge, &challenge).await?;
+        if made.elapsed().as_millis() > u128::from(limits::NONCE_LIFETIME_MS) {
+            return Err(RoundError::NonceExpired);
+        }
+        let quote = self.verify(agent, &evidence, nonce, selection)?;
+        proven().await?;
+        let pcrs = QuotedPcrs::complete(&quote, base, &evidence.pcrs, evidence.pcrs_from_base)?;
+        let epoch = continuity(self.checkpoint, &quote).ok();
+        let boot_log = self.boot_log(agent, store, &evidence, epoch, &pcrs).await?;
+        let ima = self.ima(agent, &evidence, &challenge, epoch, &pcrs).await?;
+        let verdict = appraise(&Input {
+            purpose: self.purpose,
+            policy: self.policy,
+            pcrs: &pcrs,
+            previous: self.checkpoint,
+            hardware: self.hardware,
+            boot_log: boot_log.as_evidence(),
+            ima: match &ima {
+                None => ImaEvidence::None,
+                Some(Ok(ima)) => ImaEvidence::Replayed(ima),
+                Some(Err(error)) => ImaEvidence::Unreadable(*error),
+            },
+            phase: self.phase,
+        });
+        let nk_public = evidence.nk_public.map(|public| public.0);
+        Ok(Outcome { verdict, nk_public, quote_digest: quote.digest(), nonce, made })
+    }
+
+    /// The cryptographic facts: purpose and NK are as asked, the AK signed this challenge, and, where it was asked for,
+    /// the AK's TPM opened a credential made to the EK.
+    fn verify(
+        &self,
+        agent: &Agent,
+        evidence: &Evidence,
+        nonce: [u8; 32],
+        selection: &PcrSelectionList,
+    ) -> Result<VerifiedQuote, RoundError> {
+        let nk_public = match (self.purpose, &evidence.nk_public) {
+            (Purpose::Bootstrap, Some(public)) => Some(&public.0),
+            (Purpose::Attest, None) => None,
+            (expected, found) => {
+                let found = if found.is_some() { "an NK" } else { "no NK" };
+                return Err(RoundError::WrongPurpose { expected, found });
+            }
+        };
+        let mut nonces: heapless::Vec<(Role, [u8; 32]), { limits::MAX_NONCES }> = heapless::Vec::new();
+        // Two entries at most, so both pushes succeed.
+        _ = nonces.push((self.role, nonce));
+        if let Some(other) = evidence.other_nonce {
+            let role = if self.role == Role::Verifier { Role::Tenant } else { Role::Verifier };
+            _ = nonces.push((role, other.0));
+        }
+        nonces.sort_unstable();
+        let qualifying_data =
+            bind::qualifying_data(self.purpose as u8, agent.node_id(), nk_public, &agent.server_certificate, &nonces)
+                .map_err(|_| QuoteError::WrongBinding)?;
+        let quote =
+            VerifiedQuote::verify(self.ak, &evidence.attested, &evidence.signature, &qualifying_data, selection)?;
+        if let Some((_, secret)) = &self.credential {
+            let answer = evidence.credential_answer.ok_or(RoundError::CredentialNotActivated)?;
+            bind::verify_credential_answer(secret, &qualifying_data, &answer.0)
+                .map_err(|_| RoundError::CredentialNotActivated)?;
+        }
+        Ok(quote)
+    }
+
+    /// The boot log of this boot: judged before, held here, or fetched.
+    async fn boot_log(
+        &self,
+        agent: &Agent,
+        store: &Arc<dyn AppraiserStore>,
+        evidence: &Evidence,
+        epoch: Option<Epoch>,
+        pcrs: &QuotedPcrs,
+    ) -> Result<BootLog, RoundError> {
+        let held = self.checkpoint.and_then(|checkpoint| checkpoint.boot_log);
+        let (digest, len) = match (evidence.boot_log, held) {
+            (None, None) => return Ok(BootLog::None),
+            (None, Some(_)) if !agent.hello.has_boot_log => return Ok(BootLog::None),
+            (None, Some(_)) if epoch.is_some_and(|epoch| boot_log_is_judged(self.checkpoint, epoch, pcrs)) => {
+                return Ok(BootLog::JudgedBefore);
+            }
+            (None, Some(held)) => (held, 0),
+            (Some(state), _) => (state.digest.0, state.len as usize),
+        };
+        let log = match store.boot_log(digest).await? {
+            Some(log) => log,
+            None if len > limits::MAX_BOOT_LOG_LEN => return Ok(BootLog::TooLong),
+            None => {
+                let log = agent.fetch(self.role, Route::LogBoot, limits::MAX_BOOT_LOG_LEN).await?;
+                if <[u8; 32]>::from(Sha256::digest(&log)) != digest {
+                    return Err(RoundError::WrongBootLog);
+                }
+                store.put_boot_log(digest, &log).await?;
+                log
+            }
+        };
+        Ok(BootLog::Parsed(ReplayedBootLog::replay(&log)))
+    }
+
+    /// The IMA list from where this role stopped, up to the quoted PCR 10.
+    async fn ima(
+        &self,
+        agent: &Agent,
+        evidence: &Evidence,
+        challenge: &Challenge,
+        epoch: Option<Epoch>,
+        pcrs: &QuotedPcrs,
+    ) -> Result<Option<Result<ReplayedIma, ImaError>>, RoundError> {
+        if !agent.hello.has_ima_log {
+            return Ok(None);
+        }
+        // A checkpoint counts within its boot and under its policy; everything else begins at entry 0.
+        let start = match epoch {
+            Some(epoch) => ImaStart::resume(self.checkpoint, epoch, self.policy.map(Policy::id), pcrs.banks()),
+            None => ImaStart::beginning(),
+        };
+        let mut replay = ImaReplay::new(&start, pcrs.ima_targets());
+        let part = evidence.ima.as_ref().filter(|_| replay.entries() == challenge.ima_from);
+        if let Some(part) = part
+            && let Err(error) = replay.push(&part.entries)
+        {
+            return Ok(Some(Err(error)));
+        }
+        if !replay.is_matched() && part.is_none_or(|part| replay.entries() < part.total) {
+            let route = Route::LogIma { from: replay.entries() };
+            let rest = agent.fetch(self.role, route, limits::MAX_IMA_LOG_LEN).await?;
+            if let Err(error) = replay.push(&rest) {
+                return Ok(Some(Err(error)));
+            }
+        }
+        Ok(Some(replay.finish()))
+    }
+}
+
+/// What of the boot log there is to judge.
+enum BootLog {
+    None,
+    JudgedBefore,
+    TooLong,
+    Parsed(Result<ReplayedBootLog, crate::appraisal::boot_log::BootLogError>),
+}
+
+impl BootLog {
+    const fn as_evidence(&self) -> BootLogEvidence<'_> {
+        match self {
+            Self::None => BootLogEvidence::None,
+            Self::JudgedBefore => BootLogEvidence::JudgedBefore,
+            Self::TooLong => BootLogEvidence::Unreadable(crate::appraisal::boot_log::BootLogError::TooLong),
+            Self::Parsed(Ok(log)) => BootLogEvidence::Replayed(log),
+            Self::Parsed(Err(error)) => BootLogEvidence::Unreadable(*error),
+        }
+    }
+}

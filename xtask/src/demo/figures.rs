@@ -1,0 +1,140 @@
+//! What the demo measured, and the budget beside it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use hil_tests::spawn::Step;
+
+use super::table::Table;
+
+/// The figures; what could not be measured is left out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures {
+    /// Bytes of the static agent.
+    agent_len: u64,
+    /// Peak resident memory of the agent's worker, kB.
+    pub(crate) agent_peak_kb: Option<u64>,
+    /// Peak resident memory of the control plane, kB.
+    pub(crate) server_peak_kb: Option<u64>,
+    /// From the changed PCR to the withdrawn trust.
+    pub(crate) withdrawn: Option<Duration>,
+    /// From each agent's start until its payload was in place, ms.
+    to_payload_ms: Vec<f64>,
+    /// Part of it inside the TPM, ms, of the first node.
+    in_tpm_ms: Option<f64>,
+    enrolment: Traffic,
+    bootstrap: Traffic,
+    round: Option<Round>,
+}
+
+/// Requests, and the bytes of their bodies.
+#[derive(Clone, Copy, Debug, Default)]
+struct Traffic {
+    requests: usize,
+    up: f64,
+    down: f64,
+}
+
+/// A steady attestation, on average.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    count: usize,
+    ms: f64,
+    up: f64,
+    down: f64,
+    cpu_ms: f64,
+}
+
+impl Figures {
+    /// Nothing measured yet but the static agent's size in bytes.
+    pub(crate) fn new(agent_len: u64) -> Self {
+        Self { agent_len, ..Self::default() }
+    }
+
+    /// Takes the bootstrap's figures of all nodes; traffic is that of one node, on average.
+    pub(crate) fn bootstrap(&mut self, table: &Table, names: &[String]) {
+        let steps = table.steps();
+        for name in names {
+            // The payload is in place when the agent asks for its confirmation.
+            self.to_payload_ms.extend(table.agent_step_after_start(name, "confirm"));
+        }
+        let tpm_ms = |step: &Step| step.number("tpm_ms");
+        let first = names.first().map(|name| format!("agent {name}"));
+        self.in_tpm_ms =
+            steps.iter().filter(|step| Some(&step.program) == first.as_ref()).filter_map(tpm_ms).next_back();
+        let finished = |step: &&Step| !step.program.starts_with("agent") && step.text("phase") == "end";
+        let enrolment = BTreeSet::from(["hello", "enrol", "activate"]);
+        let add = |steps: &mut dyn Iterator<Item = &Step>| {
+            let mut traffic = Traffic::default();
+            for step in steps {
+                traffic.requests += 1;
+                traffic.up += step.number("up").unwrap_or(0.0);
+                traffic.down += step.number("down").unwrap_or(0.0);
+            }
+            let nodes = names.len().max(1);
+            traffic.requests /= nodes;
+            traffic.up /= nodes as f64;
+            traffic.down /= nodes as f64;
+            traffic
+        };
+        let ours = || steps.iter().filter(finished);
+        self.enrolment = add(&mut ours().filter(|step| enrolment.contains(step.step.as_str())));
+        self.bootstrap = add(&mut ours().filter(|step| !enrolment.contains(step.step.as_str())));
+    }
+
+    /// Takes the figures of steady attestations, and the CPU time the control plane spent meanwhile.
+    pub(crate) fn steady(&mut self, rounds: &[Step], cpu: Duration) {
+        if rounds.is_empty() {
+            return;
+        }
+        let count = rounds.len() as f64;
+        let mean = |field: &str| rounds.iter().filter_map(|step| step.number(field)).sum::<f64>() / count;
+        self.round = Some(Round {
+            count: rounds.len(),
+            ms: mean("ms"),
+            up: mean("up"),
+            down: mean("down"),
+            cpu_ms: cpu.as_secs_f64() * 1e3 / count,
+        });
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |what: &str, found: String, budget: &str| {
+            let budget = if budget.is_empty() { String::new() } else { format!("(budget {budget})") };
+            writeln!(f, "{}", format!("  {what:<40} {found:<26} {budget}").trim_end())
+        };
+        row("Figures of this run", String::new(), "")?;
+        if let Some(worst) = self.to_payload_ms.iter().copied().reduce(f64::max) {
+            let many = if self.to_payload_ms.len() > 1 { ", slowest" } else { "" };
+            row("agent start -> payload", format!("{worst:.0} ms{many}"), "150 ms")?;
+        }
+        if let Some(ms) = self.in_tpm_ms {
+            row("  of it inside the TPM", format!("{ms:.0} ms"), "")?;
+        }
+        for (what, traffic) in [("enrolment", self.enrolment), ("bootstrap", self.bootstrap)] {
+            let text = format!("{} requests, {:.0} up, {:.0} down", traffic.requests, traffic.up, traffic.down);
+            row(&format!("{what}, bytes of bodies"), text, "")?;
+        }
+        if let Some(round) = self.round {
+            let mean = format!("mean of {}", round.count);
+            row(&format!("one attestation, {mean}"), format!("{:.2} ms", round.ms), "3 ms")?;
+            row("  bytes of bodies", format!("{:.0} up, {:.0} down", round.up, round.down), "400 up, 250 down")?;
+            row("  control-plane CPU", format!("{:.2} ms", round.cpu_ms), "0.35 ms")?;
+        }
+        if let Some(withdrawn) = self.withdrawn {
+            let budget = format!("{:.1} s", f64::from(super::INTERVAL_S) + 0.2);
+            row("changed PCR -> trust withdrawn", format!("{:.2} s", withdrawn.as_secs_f64()), &budget)?;
+        }
+        row("static agent", format!("{} bytes", self.agent_len), "800000 bytes")?;
+        if let Some(kb) = self.agent_peak_kb {
+            row("agent's peak memory", format!("{kb} kB"), "1000 kB")?;
+        }
+        if let Some(kb) = self.server_peak_kb {
+            row("control plane's peak memory", format!("{kb} kB"), "40000 kB")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! `cargo xtask hil`: the hardware-in-loop scenarios of `hil-tests`, on a choice of TPM backend and store.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use hil_tests::apt::{self, Tool};
+
+use crate::tools::{self, Counts};
+
+/// Hardware-in-loop scenarios: the real agent and control plane, each scenario with TPMs of its own.
+///
+/// Examples:
+///   cargo xtask hil --list                         what there is
+///   cargo xtask hil                                all of it, on SQLite, with the agent's own TPM code
+///   cargo xtask hil --scenario wrong_pcrs          those whose name contains this
+///   cargo xtask hil --store postgres --backend tss-esapi
+///   cargo xtask hil --tcti device:/dev/tpmrm0      the scenarios that harm no real TPM, on this machine's
+#[derive(Args, Clone, Debug)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// Only scenarios whose name contains NAME
+    #[arg(long, value_name = "NAME")]
+    scenario: Option<String>,
+    /// A real TPM instead of emulated ones, as the agent's `tcti` setting names it; runs only the scenarios that neither
+    /// reset nor clear a TPM
+    #[arg(long, value_name = "TCTI")]
+    tcti: Option<String>,
+    /// How the agent reaches the TPM
+    #[arg(long, value_enum, default_value_t = Backend::Direct)]
+    backend: Backend,
+    /// Where the control plane keeps its state
+    #[arg(long, value_enum, default_value_t = Store::Sqlite)]
+    store: Store,
+    /// Prints the scenarios' names and runs none
+    #[arg(long)]
+    list: bool,
+}
+
+/// The agent's TPM backends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Backend {
+    /// Its own codec, on a device or swtpm's socket
+    Direct,
+    /// The system's TSS (needs libtss2-dev)
+    TssEsapi,
+}
+
+/// The control plane's stores.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Store {
+    /// One file per role
+    Sqlite,
+    /// A private server for each scenario
+    Postgres,
+}
+
+impl Store {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
+/// The command.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        return list();
+    }
+    let mut tools = vec![Tool::CCompiler, Tool::Swtpm, Tool::Tpm2Tools, Tool::Openssl];
+    if arguments.store == Store::Postgres {
+        tools.push(Tool::Postgres);
+    }
+    if arguments.backend == Backend::TssEsapi {
+        tools.push(Tool::TssDevelopment);
+    }
+    apt::ensure(&tools)?;
+    let agent = match arguments.backend {
+        Backend::Direct => None,
+        Backend::TssEsapi => Some(build_esapi_agent()?),
+    };
+    build_programs()?;
+    let files: Vec<String> = if arguments.tcti.is_some() { vec![REAL_TPM.into()] } else { files()? };
+    let mut suite = Suite { files, store: arguments.store, agent, ..Suite::default() };
+    suite.filter.clone_from(&arguments.scenario);
+    if let Some(tcti) = &arguments.tcti {
+        suite.environment.insert("TREFOIL_TCTI", tcti.into());
+    }
+    let counts = suite.run()?;
+    println!("{counts}");
+    if counts.passed + counts.failed + counts.skipped == 0 {
+        bail!("no scenario has that in its name; cargo xtask hil --list prints them");
+    }
+    Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Some scenarios, on one backend and one store.
+#[derive(Clone, Debug)]
+pub(crate) struct Suite {
+    /// The files in `hil-tests/tests`, without `.rs`.
+    pub(crate) files: Vec<String>,
+    /// Only tests whose name contains this.
+    pub(crate) filter: Option<String>,
+    /// Where state is kept.
+    pub(crate) store: Store,
+    /// Another agent than the one just built.
+    pub(crate) agent: Option<PathBuf>,
+    /// More variables.
+    pub(crate) environment: BTreeMap<&'static str, OsString>,
+}
+
+impl Default for Suite {
+    fn default() -> Self {
+        Self { files: Vec::new(), filter: None, store: Store::Sqlite, agent: None, environment: BTreeMap::new() }
+    }
+}
+
+impl Suite {
+    /// Runs them.
+    ///
+    /// # Errors
+    /// When cargo cannot be run; failures are in the counts.
+    pub(crate) fn run(&self) -> Result<Counts> {
+        let mut command = tools::cargo(&["test", "--package", "hil-tests", "--no-fail-fast"]);
+        for file in &self.files {
+            command.args(["--test", file]);
+        }
+        command.arg("--").args(self.filter.as_deref()).arg("--show-output");
+        command.env("TREFOIL_STORE", self.store.name()).envs(&self.environment);
+        if env::var_os("TREFOIL_BIN_DIR").is_none() {
+            command.env("TREFOIL_BIN_DIR", tools::target_dir().join("debug"));
+        }
+        if let Some(agent) = &self.agent {
+            command.env("TREFOIL_AGENT", agent);
+        }
+        tools::run_tests(&mut command)
+    }
+}
+
+/// Builds both programs as scenarios use them.
+///
+/// # Errors
+/// When they do not compile.
+pub(crate) fn build_programs() -> Result<()> {
+    tools::run(&mut tools::cargo(&["build", "--package", "control-plane", "--package", "agent-minimal", "--bins"]))
+}
+
+/// Builds the agent with its second TPM backend and puts it beside the ordinary one, which this replaces for a moment:
+/// [`build_programs`] comes after it.
+///
+/// # Errors
+/// When it does not compile.
+pub(crate) fn build_esapi_agent() -> Result<PathBuf> {
+    tools::run(&mut tools::cargo(&["build", "--package", "agent-minimal", "--features", "tss-esapi", "--bins"]))?;
+    let dir = tools::target_dir().join("tss-esapi");
+    fs::create_dir_all(&dir)?;
+    let to = dir.join("trefoil-agent");
+    // Not over the old one: it may be running.
+    let _ = fs::remove_file(&to);
+    fs::copy(tools::target_dir().join("debug/trefoil-agent"), &to).context("keeping the agent with tss-esapi")?;
+    Ok(to)
+}
+
+/// The scenario files: all in `hil-tests/tests` but the test of the harness and what is for real TPMs only.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(crate) fn files() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(tools::root().join("hil-tests/tests"))? {
+        let name = entry?.file_name();
+        if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".rs")) {
+            names.push(name.to_owned());
+        }
+    }
+    names.retain(|name| name != HARNESS && name != REAL_TPM);
+    names.sort();
+    Ok(names)
+}
+
+/// The harness's test of itself.
+pub(crate) const HARNESS: &str = "rig";
+/// Scenarios that a real TPM survives.
+const REAL_TPM: &str = "real_tpm";
+
+fn list() -> Result<ExitCode> {
+    for file in files()? {
+        let mut command: Command = tools::cargo(&["test", "--quiet", "--package", "hil-tests", "--test", &file]);
+        command.args(["--", "--list"]).stderr(Stdio::inherit());
+        let output = command.output()?;
+        if !output.status.success() {
+            bail!("hil-tests/tests/{file}.rs does not compile");
+        }
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            if let Some(name) = line.strip_suffix(": test") {
+                println!("{file}::{name}");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
