@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use control_plane::appraisal::Policy;
 use control_plane::http;
 use control_plane::link::LinkMethod;
 use protocol::coap::route::{RouteName, Side};
@@ -200,6 +201,20 @@ fn every_kind_in_the_failure_table_is_one_that_the_control_plane_writes() {
     assert!(count > 50, "only {count} kinds");
 }
 
+#[test]
+fn the_answer_in_the_readme_is_a_node_of_this_version() {
+    let blocks = blocks(&read("README.md"), "json");
+    let node: http::model::Node = serde_json::from_str(&blocks[0]).expect("the README shows a node");
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&blocks[0]).expect("it is JSON")["name"], node.name);
+}
+
+#[test]
+fn the_policy_in_the_readme_is_one() {
+    let blocks = blocks(&read("README.md"), "toml");
+    let policy = Policy::parse(blocks[0].as_bytes()).expect("the README shows a policy");
+    assert!(policy.release().is_some(), "a share may leave under it");
+}
+
 /// Every line in a shell block that begins with one of our programs, without what a shell would take away.
 fn commands(name: &str) -> Vec<Vec<String>> {
     let mut commands = Vec::new();
@@ -219,9 +234,8 @@ fn commands(name: &str) -> Vec<Vec<String>> {
 
 /// All documents of the repository.
 fn documents() -> Vec<String> {
-    let mut names: Vec<String> = ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut names: Vec<String> =
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(str::to_owned).to_vec();
     for dir in ["docs", "docs/adr", "docs/howto"] {
         for entry in fs::read_dir(root().join(dir)).expect("docs are there") {
             let file = entry.expect("docs are there").file_name().into_string().expect("names are text");

@@ -368,7 +368,6 @@ fn a_boot_log_has_to_replay_to_the_quoted_pcrs() {
     assert!(verdict.explanation().not_checked.iter().any(|line| line.contains("only replayed")));
 
     let mut other = log.clone();
-    *other.last_mut().unwrap() = 0;
     let at = log.len() - 2 * 50 + 14;
     other[at] ^= 1;
     let replayed = ReplayedBootLog::replay(&other).unwrap();
