@@ -175,6 +175,7 @@ fn title(kind: &'static str, status: StatusCode) -> &'static str {
         "unknown_sealing" => "No sealing has this id",
         "unknown_token" => "No API token has this label",
         "unknown_join" => "No join token has this id",
+        "no_evidence" => "There is no evidence of this node yet",
         "ambiguous" => "More than one fits",
         "name_taken" => "The name is taken",
         "node_id_taken" => "The node id is taken",

@@ -1,6 +1,7 @@
 //! One suite for both databases: every test of `store/` runs on SQLite, and on Postgres where `TREFOIL_TEST_POSTGRES` names
 //! a server (`postgres://user@host:port/database`, a user who may create databases). What only one of them has is tested
 //! at the end.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod store {
     pub(crate) mod appraiser;

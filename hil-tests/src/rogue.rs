@@ -385,39 +385,59 @@ impl Peer {
     /// When this end cannot write. An end by the other side is no error: see [`Peer::closed`].
     pub fn pump(&mut self, timeout: Duration) -> Result<()> {
         self.flush()?;
+        // What came together with the last of the handshake, or before an end, is here already: no read would bring it.
+        if self.drain() {
+            return self.flush();
+        }
         if self.closed.is_some() {
             return Ok(());
         }
         self.stream.set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
-        match self.tls.read_tls(&mut self.stream) {
-            Ok(0) => self.close("the other end closed the connection"),
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+        let ended = match self.tls.read_tls(&mut self.stream) {
+            Ok(0) => Some("the other end closed the connection".to_owned()),
+            Ok(_) => None,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+            {
                 return Ok(());
             }
-            Err(error) => self.close(&error.to_string()),
-        }
-        if let Err(error) = self.tls.process_new_packets() {
+            Err(error) => Some(error.to_string()),
+        };
+        let broken = self.tls.process_new_packets().err();
+        // First what was said, then how it ended: an Abort names the reason better.
+        self.drain();
+        if let Some(error) = broken {
             // The alert that tells the other end is worth a try.
             _ = self.write_records();
             self.close(&format!("TLS: {error}"));
         }
+        if let Some(why) = ended {
+            self.close(&why);
+        }
+        self.flush()
+    }
+
+    /// Takes what is decrypted already; `true` if there was something.
+    fn drain(&mut self) -> bool {
         let mut buf = [0; 16 * 1024];
+        let mut any = false;
         loop {
             match self.tls.reader().read(&mut buf) {
                 Ok(0) => {
                     self.close("the other end closed TLS");
-                    break;
+                    return any;
                 }
-                Ok(len) => self.take(buf.get(..len).unwrap_or_default()),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Ok(len) => {
+                    any = true;
+                    self.take(buf.get(..len).unwrap_or_default());
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return any,
                 Err(error) => {
                     self.close(&error.to_string());
-                    break;
+                    return any;
                 }
             }
         }
-        self.flush()
     }
 
     fn pump_until_ready(&mut self) -> Result<()> {
@@ -504,16 +524,11 @@ impl Peer {
     }
 
     fn read_last_words(&mut self) {
-        let mut buf = [0; 16 * 1024];
         while self.closed.is_none() && matches!(self.tls.read_tls(&mut self.stream), Ok(len) if len > 0) {
-            if self.tls.process_new_packets().is_err() {
+            let broken = self.tls.process_new_packets().is_err();
+            self.drain();
+            if broken {
                 return;
-            }
-            while let Ok(len) = self.tls.reader().read(&mut buf) {
-                if len == 0 {
-                    return;
-                }
-                self.take(buf.get(..len).unwrap_or_default());
             }
         }
     }

@@ -144,7 +144,8 @@ impl<'a> BootLog<'a> {
         {
             // Said once, before PCR 0 is first extended. 3: TPM2_Startup at locality 3; 4: an H-CRTM measured.
             let late = self.events.iter().any(|event| event.is_extended() && event.pcr == 0);
-            let again = self.events.iter().any(|event| !event.is_extended() && event.data.starts_with(STARTUP_LOCALITY));
+            let again =
+                self.events.iter().any(|event| !event.is_extended() && event.data.starts_with(STARTUP_LOCALITY));
             match rest {
                 [locality @ (0 | 3 | 4)] if !late && !again => self.startup_locality = *locality,
                 _ => return Err(BootLogError::BadStartupLocality { event: number }),

@@ -12,7 +12,6 @@ use protocol::{
     limits,
     tpm::alg::{Digest, HashAlg},
 };
-use ring::digest;
 
 use super::{IMA_PCR, continuity::Epoch};
 use crate::store::Checkpoint;
@@ -124,18 +123,15 @@ impl<'a> ImaEntry<'a> {
     }
 
     /// The template hash of a bank: what the kernel extends it with, but for a violation.
-    fn hash_into(&self, bank: HashAlg, out: &mut [u8; Digest::MAX_LEN]) -> Option<()> {
-        let mut context = digest::Context::new(ring_algorithm(bank));
+    #[inline]
+    fn hash(&self, bank: HashAlg) -> Option<Digest> {
         if self.template == b"ima" {
             let (digest, name) = legacy_fields(self.data)?;
             let mut padded = [0; LEGACY_NAME_LEN];
             padded.get_mut(..name.len())?.copy_from_slice(name);
-            context.update(digest);
-            context.update(&padded);
-        } else {
-            context.update(self.data);
+            return Some(bank.digest(&[digest, &padded]));
         }
-        store(context.finish(), out)
+        Some(bank.digest(&[self.data]))
     }
 }
 
@@ -151,8 +147,20 @@ fn template_fields(template: &[u8]) -> Option<Vec<&'static str>> {
         ("evm-sig", "d-ng|n-ng|evmsig|xattrnames|xattrlengths|xattrvalues|iuid|igid|imode"),
     ];
     const FIELDS: &[&str] = &[
-        "d-ng", "d-ngv2", "n-ng", "sig", "buf", "d-modsig", "modsig", "evmsig", "iuid", "igid", "imode", "xattrnames",
-        "xattrlengths", "xattrvalues",
+        "d-ng",
+        "d-ngv2",
+        "n-ng",
+        "sig",
+        "buf",
+        "d-modsig",
+        "modsig",
+        "evmsig",
+        "iuid",
+        "igid",
+        "imode",
+        "xattrnames",
+        "xattrlengths",
+        "xattrvalues",
     ];
     let template = std::str::from_utf8(template).ok()?;
     let format = KNOWN.iter().find(|(name, _)| *name == template).map_or(template, |(_, format)| format);
@@ -171,21 +179,6 @@ fn take_sized<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let (value, after) = after.split_at_checked(usize::try_from(u32::from_le_bytes(*len)).ok()?)?;
     *rest = after;
     Some(value)
-}
-
-fn ring_algorithm(bank: HashAlg) -> &'static digest::Algorithm {
-    match bank {
-        HashAlg::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
-        HashAlg::Sha256 => &digest::SHA256,
-        HashAlg::Sha384 => &digest::SHA384,
-        HashAlg::Sha512 => &digest::SHA512,
-    }
-}
-
-fn store(digest: digest::Digest, out: &mut [u8; Digest::MAX_LEN]) -> Option<()> {
-    let digest = digest.as_ref();
-    out.get_mut(..digest.len())?.copy_from_slice(digest);
-    Some(())
 }
 
 /// Reads an entry from the front of `bytes`, with its length; `None` if it is not complete.
@@ -267,33 +260,29 @@ impl ImaStart {
 #[derive(Clone, Debug)]
 struct Bank {
     bank: HashAlg,
-    value: [u8; Digest::MAX_LEN],
+    value: Digest,
     target: Digest,
 }
 
 impl Bank {
-    fn value(&self) -> &[u8] {
-        self.value.get(..self.bank.digest_len()).unwrap_or_default()
-    }
-
     #[inline]
     fn extend(&mut self, entry: &ImaEntry<'_>) -> Result<(), ImaError> {
-        let malformed = ImaError::Malformed { entry: entry.number };
-        let mut hash = [0xff; Digest::MAX_LEN];
-        if !entry.is_violation() {
-            entry.hash_into(self.bank, &mut hash).ok_or(malformed)?;
-            if self.bank == HashAlg::Sha1 && !hash.starts_with(entry.template_hash) {
-                return Err(ImaError::WrongTemplateHash { entry: entry.number });
-            }
+        if entry.is_violation() {
+            let ones = [0xff; Digest::MAX_LEN];
+            let ones = ones.get(..self.bank.digest_len()).unwrap_or_default();
+            self.value = self.bank.digest(&[&self.value, ones]);
+            return Ok(());
         }
-        let mut context = digest::Context::new(ring_algorithm(self.bank));
-        context.update(self.value());
-        context.update(hash.get(..self.bank.digest_len()).unwrap_or_default());
-        store(context.finish(), &mut self.value).ok_or(malformed)
+        let hash = entry.hash(self.bank).ok_or(ImaError::Malformed { entry: entry.number })?;
+        if self.bank == HashAlg::Sha1 && hash.as_bytes() != entry.template_hash {
+            return Err(ImaError::WrongTemplateHash { entry: entry.number });
+        }
+        self.value = self.bank.digest(&[&self.value, &hash]);
+        Ok(())
     }
 
     fn fits(&self) -> bool {
-        self.value() == self.target.as_bytes()
+        self.value == self.target
     }
 }
 
@@ -322,16 +311,13 @@ impl ImaReplay {
         for (bank, target) in targets {
             let known = start.pcrs.iter().find(|(of, _)| *of == bank);
             all_known &= known.is_some();
-            let mut value = [0; Digest::MAX_LEN];
-            for (to, from) in value.iter_mut().zip(known.map_or(&[][..], |(_, digest)| digest.as_bytes())) {
-                *to = *from;
-            }
+            let value = known.map_or_else(|| Digest::zero(bank), |(_, digest)| *digest);
             banks.push(Bank { bank, value, target });
         }
         let mut entries = start.entries;
         if !all_known {
             entries = 0;
-            banks.iter_mut().for_each(|bank| bank.value = [0; Digest::MAX_LEN]);
+            banks.iter_mut().for_each(|bank| bank.value = Digest::zero(bank.bank));
         }
         Self { banks, entries, violations: 0, other_pcr: 0, partial: Vec::new(), taken: 0, failed: None }
     }
@@ -390,11 +376,7 @@ impl ImaReplay {
     }
 
     /// Replays whole entries and returns what is left; nothing is left once the target is reached.
-    fn replay<'b>(
-        &mut self,
-        mut bytes: &'b [u8],
-        seen: &mut impl FnMut(&ImaEntry<'_>),
-    ) -> Result<&'b [u8], ImaError> {
+    fn replay<'b>(&mut self, mut bytes: &'b [u8], seen: &mut impl FnMut(&ImaEntry<'_>)) -> Result<&'b [u8], ImaError> {
         while !self.is_matched() {
             let Some((entry, len)) = parse_entry(bytes, self.entries)? else { return Ok(bytes) };
             if entry.pcr == u32::from(IMA_PCR) {

@@ -4,10 +4,8 @@ use std::{env, fs, path::PathBuf};
 
 /// A folder of the outside vectors; `None`, said on one line, where there are none.
 pub(crate) fn folder(name: &str) -> Option<PathBuf> {
-    let root = env::var_os("TREFOIL_VECTORS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors"),
-        PathBuf::from,
-    );
+    let root = env::var_os("TREFOIL_VECTORS")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors"), PathBuf::from);
     let folder = root.join(name);
     if folder.is_dir() {
         return Some(folder);

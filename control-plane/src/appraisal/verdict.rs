@@ -408,7 +408,10 @@ pub fn appraise(input: &Input<'_>) -> Verdict {
             return Verdict::Bad(BadVerdict { explanation: explain(bad_summary(&findings), findings), outcome });
         }
         let summary = "no policy says what a good state of this node is".to_owned();
-        return Verdict::Unjudged(UnjudgedVerdict { explanation: explain(summary, findings), checkpoint: checkpoint() });
+        return Verdict::Unjudged(UnjudgedVerdict {
+            explanation: explain(summary, findings),
+            checkpoint: checkpoint(),
+        });
     };
     match phase.flatten() {
         Some(phase) if findings.is_empty() => {
@@ -439,7 +442,13 @@ struct Judge<'i, 'a> {
 }
 
 impl Judge<'_, '_> {
-    fn find(&mut self, code: &'static str, what: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) {
+    fn find(
+        &mut self,
+        code: &'static str,
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) {
         self.findings.push(Finding { code, what: what.into(), expected: expected.into(), found: found.into() });
     }
 
@@ -464,7 +473,8 @@ impl Judge<'_, '_> {
         let mut complete = true;
         let digest = match self.input.boot_log {
             BootLogEvidence::None => {
-                self.not_checked.push("boot log: the node has none; firmware was judged by PCR values alone".to_owned());
+                self.not_checked
+                    .push("boot log: the node has none; firmware was judged by PCR values alone".to_owned());
                 return None;
             }
             BootLogEvidence::Unreadable(error) => {
@@ -496,7 +506,8 @@ impl Judge<'_, '_> {
             }
             BootLogEvidence::JudgedBefore => {
                 let previous = self.input.previous.filter(|_| epoch == Some(Epoch::Same));
-                let Some((previous, digest)) = previous.and_then(|previous| Some((previous, previous.boot_log?))) else {
+                let Some((previous, digest)) = previous.and_then(|previous| Some((previous, previous.boot_log?)))
+                else {
                     self.find("boot_log_missing", "boot log", "the log of this boot", "none");
                     return None;
                 };
@@ -521,10 +532,15 @@ impl Judge<'_, '_> {
         match self.input.ima {
             ImaEvidence::None => {
                 let measured = targets.iter().find(|(_, value)| value.iter().any(|byte| *byte != 0));
-                let had_entries = epoch == Some(Epoch::Same)
-                    && self.input.previous.is_some_and(|previous| previous.ima_entries > 0);
+                let had_entries =
+                    epoch == Some(Epoch::Same) && self.input.previous.is_some_and(|previous| previous.ima_entries > 0);
                 if let Some((bank, value)) = measured {
-                    self.find("ima_list_missing", pcr_name(*bank, IMA_PCR), "the IMA list behind it", value.to_string());
+                    self.find(
+                        "ima_list_missing",
+                        pcr_name(*bank, IMA_PCR),
+                        "the IMA list behind it",
+                        value.to_string(),
+                    );
                 } else if had_entries {
                     self.find("ima_list_missing", "10", "the IMA list of this boot, judged before", "none");
                 } else {
@@ -621,7 +637,12 @@ impl Judge<'_, '_> {
                 }
             };
             if state.is_some_and(|state| state != here) {
-                self.find("phase_pcr_mismatch", what, "the same phase in every bank", "another than in the bank before");
+                self.find(
+                    "phase_pcr_mismatch",
+                    what,
+                    "the same phase in every bank",
+                    "another than in the bank before",
+                );
                 agree = false;
             }
             state = Some(here);

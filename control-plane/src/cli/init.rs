@@ -36,12 +36,12 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> anyhow::Result<()
     let names: Vec<String> =
         arguments.names.iter().cloned().chain(arguments.addresses.iter().map(IpAddr::to_string)).collect();
     if arguments.renew_certificate {
-        let names = init::renew_certificate(&arguments.data_dir, &names)?;
-        output::note(&format!(
-            "The server has a new certificate for {}; restart `trefoil serve`.\nLet {} list the same names.",
-            names.join(", "),
-            arguments.data_dir.join(config::FILE_NAME).display()
-        ));
+        let renewed = init::renew_certificate(&arguments.data_dir, &names)?;
+        output::note(&format!("The server has a new certificate for {}; restart `trefoil serve`.", renewed.join(", ")));
+        if !names.is_empty() {
+            let settings = arguments.data_dir.join(config::FILE_NAME);
+            output::note(&format!("Let `names` in {} say the same, for the next renewal.", settings.display()));
+        }
         return Ok(());
     }
     let operator_dir = context.operator_dir()?;

@@ -326,8 +326,7 @@ impl<'a> Key<'a> {
         let mut fields = Der(spki);
         let mut algorithm = Der(fields.take(SEQUENCE, "subjectPublicKeyInfo")?.value);
         let id = algorithm.take(OID, "subjectPublicKeyInfo")?.value;
-        let parameters =
-            if algorithm.0.is_empty() { None } else { Some(algorithm.any("subjectPublicKeyInfo")?) };
+        let parameters = if algorithm.0.is_empty() { None } else { Some(algorithm.any("subjectPublicKeyInfo")?) };
         algorithm.end("subjectPublicKeyInfo")?;
         let bits = bit_string(fields.take(BIT_STRING, "subjectPublicKey")?, "subjectPublicKey")?;
         fields.end("subjectPublicKeyInfo")?;

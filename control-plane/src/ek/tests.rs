@@ -165,7 +165,8 @@ fn an_issuer_of_the_right_name_and_another_key_is_refused() {
 #[test]
 fn the_certificate_has_to_be_for_the_nodes_own_ek() {
     let (root, ek) = (Party::ca("root"), Party::ek());
-    let error = roots(&[root.self_signed()]).validate(&[ek.signed_by(&root)], &Party::ek().ek_public(), NOW).unwrap_err();
+    let error =
+        roots(&[root.self_signed()]).validate(&[ek.signed_by(&root)], &Party::ek().ek_public(), NOW).unwrap_err();
     assert_eq!((error.clone(), error.code()), (EkError::OtherKey, "ek_certificate_of_other_key"));
     let template = EkTemplate::P256.public();
     let error = roots(&[root.self_signed()]).validate(&[ek.signed_by(&root)], &template, NOW).unwrap_err();
@@ -199,9 +200,8 @@ fn issuers_are_cas_that_may_sign_certificates() {
 
 #[test]
 fn path_len_constraints_hold() {
-    let at_most = |len| {
-        move |party: Party| party.change(|params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(len)))
-    };
+    let at_most =
+        |len| move |party: Party| party.change(|params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(len)));
     assert!(path(at_most(2), at_most(1), at_most(0), same).is_ok());
     assert_eq!(path(at_most(1), same, same, same), Err(EkError::PathTooLong { name: of("root") }));
     assert_eq!(path(same, at_most(0), same, same), Err(EkError::PathTooLong { name: of("upper") }));
@@ -209,10 +209,10 @@ fn path_len_constraints_hold() {
 
 #[test]
 fn a_critical_extension_that_is_not_understood_is_refused_anywhere() {
-    let with = |oid: &'static [u64]| move |party: Party| party.change(|params| params.custom_extensions.push(critical(oid)));
-    let unknown = |name: &str, oid: &str| {
-        Err(EkError::UnknownCriticalExtension { name: of(name), oid: oid.to_owned() })
-    };
+    let with =
+        |oid: &'static [u64]| move |party: Party| party.change(|params| params.custom_extensions.push(critical(oid)));
+    let unknown =
+        |name: &str, oid: &str| Err(EkError::UnknownCriticalExtension { name: of(name), oid: oid.to_owned() });
     assert_eq!(path(same, same, same, with(&[1, 2, 3, 4])), unknown("ek", "1.2.3.4"));
     assert_eq!(path(same, with(&[2, 999, 3]), same, same), unknown("upper", "2.999.3"));
     // Name and policy constraints are not processed, so they are not understood.
@@ -229,9 +229,8 @@ fn an_ek_certificate_is_no_ca_and_says_what_an_ek_is_for() {
     assert_eq!(path(same, same, same, ca), Err(EkError::LeafIsCa));
     let signing = |party: Party| party.change(|params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
     assert_eq!(path(same, same, same, signing), Err(EkError::LeafKeyUsage("keyAgreement")));
-    let server = |party: Party| {
-        party.change(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])
-    };
+    let server =
+        |party: Party| party.change(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
     assert_eq!(path(same, same, same, server), Err(EkError::LeafExtendedKeyUsage));
     let silent = |party: Party| {
         party.change(|params| {
@@ -267,14 +266,10 @@ fn strangers_cannot_make_us_verify_more_than_a_handful_of_signatures() {
 fn a_damaged_certificate_is_refused_by_its_number() {
     let (root, ek) = (Party::ca("root"), Party::ek());
     let good = ek.signed_by(&root);
-    let validate = |second: &[u8]| {
-        roots(&[root.self_signed()]).validate(&[&good[..], second], &ek.ek_public(), NOW).unwrap_err()
-    };
+    let validate =
+        |second: &[u8]| roots(&[root.self_signed()]).validate(&[&good[..], second], &ek.ek_public(), NOW).unwrap_err();
     let trailing = [&good[..], &[0]].concat();
-    assert_eq!(
-        validate(&trailing),
-        EkError::BadCertificate { number: 2, source: CertificateError::TrailingBytes }
-    );
+    assert_eq!(validate(&trailing), EkError::BadCertificate { number: 2, source: CertificateError::TrailingBytes });
     assert!(matches!(validate(&good[..40]), EkError::BadCertificate { number: 2, .. }));
     for len in 0..good.len() {
         assert!(Certificate::parse(&good[..len]).is_err());
@@ -395,7 +390,10 @@ fn certificates_that_strict_decoders_refuse_are_read() {
     let ek = Certificate::parse(&st).unwrap();
     assert_eq!(name_text(ek.subject), "an empty name");
     assert_eq!(ek.is_ek_usage, Some(true));
-    assert_eq!((ek.unknown_critical, ek.basic_constraints, ek.key_usage), (None, Some((false, None)), Some(KEY_AGREEMENT)));
+    assert_eq!(
+        (ek.unknown_critical, ek.basic_constraints, ek.key_usage),
+        (None, Some((false, None)), Some(KEY_AGREEMENT))
+    );
 
     // A whole path of a real vendor, as far as the bundle reaches: the issuer is in it, or the error says whose is not.
     let mut public = EkTemplate::P256.public();
@@ -404,13 +402,32 @@ fn certificates_that_strict_decoders_refuse_are_read() {
     *x = heapless::Vec::from_slice(px).unwrap();
     *y = heapless::Vec::from_slice(py).unwrap();
     let trusted = [bundle(&folder, "vendor-roots.pem"), bundle(&folder, "vendor-intermediates.pem")].concat();
-    match roots(&trusted).validate(&[st.clone()], &public, NOW) {
+    match roots(&trusted).validate(std::slice::from_ref(&st), &public, NOW) {
         Ok(endorsement) => assert!(endorsement.issuer().contains("STM TPM ECC Intermediate CA 01")),
         Err(error) => assert!(matches!(error, EkError::UntrustedIssuer { .. }), "{error}"),
     }
     let after = 1_848_182_401; // 2028-07-26, its last day, and a second of the next
     let error = roots(&trusted).validate(&[st], &public, after).unwrap_err();
     assert!(matches!(error, EkError::Expired { .. } | EkError::UntrustedIssuer { .. }), "{error}");
+}
+
+#[test]
+fn an_rsa_ek_written_as_rsaes_oaep_is_the_same_key() {
+    let Some(folder) = test_vectors::folder("ek-certs") else { return };
+    let certificates = bundle(&folder, "vendor-roots.pem");
+    let rsa = certificates.iter().find(|der| Certificate::parse(der).unwrap().is_rsa()).unwrap();
+    // rsaEncryption and id-RSAES-OAEP differ in the last arc only.
+    let id = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+    let at = rsa.windows(id.len()).position(|window| window == id).unwrap();
+    let mut oaep = rsa.clone();
+    oaep[at + 8] = 7;
+    let spki = certificate_spki(rsa).unwrap();
+    let certificate = Certificate::parse(&oaep).unwrap();
+    assert_ne!(certificate.spki, spki);
+    assert!(certificate.is_rsa() && certificate.has_key(&spki));
+    assert_eq!(certificate_spki(&oaep).unwrap(), spki);
+    let other = certificates.iter().rfind(|der| Certificate::parse(der).unwrap().is_rsa()).unwrap();
+    assert!(!certificate.has_key(&certificate_spki(other).unwrap()));
 }
 
 proptest! {

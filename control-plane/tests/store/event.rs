@@ -79,12 +79,14 @@ pub(crate) async fn a_stranger_pushes_out_only_his_own_events(stores: &Stores) {
 
 pub(crate) async fn at_most_ten_thousand_events_are_kept_and_strangers_go_first(stores: &Stores) {
     let store = &*stores.registrar;
-    // A hundred strangers with a hundred events each, a few of the fleet's before and after.
+    // A fleet's first event, ten thousand of strangers' past the store, then as many as it takes to notice.
     add(store, Some(node(1)), Some("edge-1"), "oldest").await;
-    for number in 0..10_100_u32 {
-        let mut id = [0xee; 32];
-        id[0] = (number % 100) as u8;
-        add(store, Some(NodeId(id)), None, "stranger").await;
+    let strangers = "WITH RECURSIVE numbers (number) AS (
+            SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 10100)
+        INSERT INTO event (at_ms, kind, detail) SELECT 0, 'test', 'stranger' FROM numbers";
+    stores.raw(strangers).await;
+    for number in 0..64 {
+        add(store, Some(node(100 + number)), None, "stranger").await;
     }
     add(store, Some(node(1)), Some("edge-1"), "newest").await;
     let all = EventFilter { limit: 20_000, ..EventFilter::default() };

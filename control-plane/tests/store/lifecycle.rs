@@ -25,16 +25,7 @@ pub(crate) async fn migrations_again_change_nothing(stores: &Stores) {
 }
 
 pub(crate) async fn two_processes_may_migrate_at_once(stores: &Stores) {
-    // Fresh places beside the ones that are migrated already.
-    let urls = stores.urls.clone().map(|url| match url.strip_suffix(".db") {
-        Some(path) => format!("{path}-fresh.db"),
-        None => url,
-    });
-    if urls == stores.urls {
-        let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&urls[0]).await.unwrap();
-        let drop = "DROP SCHEMA registrar CASCADE; DROP SCHEMA verifier CASCADE; DROP SCHEMA tenant CASCADE";
-        sqlx::raw_sql(drop).execute(&mut connection).await.unwrap();
-    }
+    let urls = stores.without_tables().await;
     let first = Stores::open(&urls).await;
     let second = Stores::open(&urls).await;
     let (one, two) = tokio::join!(first.migrate(), second.migrate());
@@ -47,14 +38,7 @@ pub(crate) async fn two_processes_may_migrate_at_once(stores: &Stores) {
 }
 
 pub(crate) async fn nothing_works_before_the_tables_are_made(stores: &Stores) {
-    let urls = stores.urls.clone().map(|url| match url.strip_suffix(".db") {
-        Some(path) => format!("{path}-fresh.db"),
-        None => url,
-    });
-    if urls == stores.urls {
-        let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&urls[0]).await.unwrap();
-        sqlx::raw_sql("DROP SCHEMA registrar CASCADE").execute(&mut connection).await.unwrap();
-    }
+    let urls = stores.without_tables().await;
     let fresh = Stores::open(&urls).await;
     assert!(matches!(fresh.registrar.ping().await, Err(StoreError::Database(_))));
     assert!(matches!(fresh.registrar.bind(&binding(1, 1)).await, Err(StoreError::Database(_))));

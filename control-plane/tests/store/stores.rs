@@ -55,6 +55,36 @@ impl Stores {
         self.tenant.close().await;
     }
 
+    /// Whether these are Postgres's.
+    pub(crate) fn is_postgres(&self) -> bool {
+        self.urls[0].starts_with("postgres")
+    }
+
+    /// Statements past the store, on the registrar's tables.
+    pub(crate) async fn raw(&self, sql: &str) {
+        if self.is_postgres() {
+            let mut connection = sqlx::PgConnection::connect(&self.urls[0]).await.unwrap();
+            connection.execute("SET search_path TO registrar").await.unwrap();
+            connection.execute(sql).await.unwrap();
+            connection.close().await.unwrap();
+        } else {
+            let mut connection = sqlx::SqliteConnection::connect(&self.urls[0]).await.unwrap();
+            connection.execute(sql).await.unwrap();
+            connection.close().await.unwrap();
+        }
+    }
+
+    /// Places without tables: new files beside these, or this database with its schemas dropped.
+    pub(crate) async fn without_tables(&self) -> [String; 3] {
+        if self.is_postgres() {
+            for role in ["registrar", "verifier", "tenant"] {
+                self.raw(&format!("DROP SCHEMA {role} CASCADE")).await;
+            }
+            return self.urls.clone();
+        }
+        self.urls.clone().map(|url| format!("{url}-fresh"))
+    }
+
     /// What verifier and tenant have in common is tested on both.
     pub(crate) fn appraisers(&self) -> [&dyn AppraiserStore; 2] {
         [&*self.verifier, &*self.tenant]

@@ -126,9 +126,7 @@ impl RogueAgent {
 
     /// The proofs of a join token for this identity on this connection.
     pub fn join_proof(&self, token: &JoinToken, identity: &Identity) -> JoinProof {
-        let proof = |role| {
-            Array(token.key(role).proof(identity.node_id, &identity.ak_name, &self.server_certificate))
-        };
+        let proof = |role| Array(token.key(role).proof(identity.node_id, &identity.ak_name, &self.server_certificate));
         JoinProof { join_id: token.id(), registrar: proof(Role::Registrar), tenant: proof(Role::Tenant) }
     }
 

@@ -24,12 +24,12 @@ use protocol::crypto::manifest::manifest_digest;
 use protocol::crypto::payload::{CHUNK_LEN, PayloadSealer, chunk_count, ciphertext_len};
 use protocol::crypto::role_key::open_v_at_rest;
 use protocol::crypto::seal::{SealKeys, SealOptions, seal};
+use protocol::crypto::secret::CredentialSecret;
 use protocol::crypto::share::{Release, SealedShare, seal_u, seal_v};
 use protocol::crypto::{
     ConfirmKey, Kb, Manifest, Nk, RolePrivateKey, SIGNATURE_LEN, ShareU, ShareV, TenantHolding, TenantSigningKey, bind,
     node_id, sha256,
 };
-use protocol::crypto::secret::CredentialSecret;
 use protocol::id::{EnrolmentId, NodeId, Role, SealingId, Subject};
 use protocol::limits;
 use protocol::message;
@@ -190,8 +190,7 @@ impl RogueGateway {
         let mut params = CertificateParams::new(certificate.names.clone())?;
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, certificate.common_name.as_str());
-        params.is_ca =
-            if certificate.is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+        params.is_ca = if certificate.is_ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![if certificate.server_auth {
             ExtendedKeyUsagePurpose::ServerAuth
@@ -237,8 +236,10 @@ impl RogueGateway {
     /// # Errors
     /// When a key of the identity is malformed.
     pub fn bind(&self, identity: &Identity) -> Result<()> {
-        let node =
-            BoundNode { ek_public: TpmtPublic::decode(&identity.ek_public)?, ak_name: Name::decode(&identity.ak_name)? };
+        let node = BoundNode {
+            ek_public: TpmtPublic::decode(&identity.ek_public)?,
+            ak_name: Name::decode(&identity.ak_name)?,
+        };
         lock(&self.bound).insert(identity.node_id, node);
         Ok(())
     }
@@ -451,7 +452,11 @@ impl ChallengeSpec {
 
 /// A selection of at most four banks: what is more is left out.
 pub fn selection(banks: &[(HashAlg, u32)]) -> Selection {
-    banks.iter().take(limits::MAX_PCR_BANKS).map(|(bank, mask)| BankSelection { bank: bank.id(), mask: *mask }).collect()
+    banks
+        .iter()
+        .take(limits::MAX_PCR_BANKS)
+        .map(|(bank, mask)| BankSelection { bank: bank.id(), mask: *mask })
+        .collect()
 }
 
 /// A challenge that was sent.
@@ -627,11 +632,8 @@ impl RogueSession {
             matches!((bound, evidence.credential_answer), (Ok(bound), Some(answer))
                 if bind::verify_credential_answer(&secret, &bound, &answer.0).is_ok())
         });
-        let target = Target {
-            node_id,
-            attest_digest: sha256(&[&evidence.attested]),
-            nk_public: nk_public.unwrap_or([0; 65]),
-        };
+        let target =
+            Target { node_id, attest_digest: sha256(&[&evidence.attested]), nk_public: nk_public.unwrap_or([0; 65]) };
         Ok(Answered { challenge, evidence, attest, binds, credential_fits, target })
     }
 
@@ -672,8 +674,7 @@ impl RogueSession {
     pub fn deliver(&mut self, sealing: &RogueSealing) -> Result<()> {
         self.desk.sealings.insert(sealing.sealing_id, sealing.clone());
         let spec = |role| ChallengeSpec::new(role, Purpose::Bootstrap);
-        let [verifier, tenant] =
-            self.challenge_both(&spec(Role::Verifier), &spec(Role::Tenant).with_credential())?;
+        let [verifier, tenant] = self.challenge_both(&spec(Role::Verifier), &spec(Role::Tenant).with_credential())?;
         ensure!(verifier.binds && tenant.binds, "the quotes do not bind what they should");
         ensure!(tenant.credential_fits == Some(true), "the tenant's credential was not answered");
         self.send_v(sealing, &verifier)?.accepted()?;
@@ -1081,10 +1082,8 @@ pub fn junk_share(role: Role, sealing_id: SealingId) -> Result<Share> {
 }
 
 fn container(files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
-    let files: Vec<File<'_>> = files
-        .iter()
-        .map(|(path, bytes)| File { path, executable: *path == "autorun", bytes })
-        .collect();
+    let files: Vec<File<'_>> =
+        files.iter().map(|(path, bytes)| File { path, executable: *path == "autorun", bytes }).collect();
     write_container(&files).map(|container| container.to_vec()).map_err(|error| anyhow!(error))
 }
 

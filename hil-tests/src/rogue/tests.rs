@@ -10,7 +10,7 @@ use protocol::crypto::{Nk, TenantSigningKey};
 use protocol::id::{Role, SealingId, Subject};
 use protocol::message::attest::{Challenge, Evidence, PcrValueList, Purpose};
 use protocol::message::enrol::{Activate, HelloAnswer, Wants};
-use protocol::message::provision::ReportKind;
+use protocol::message::provision::{Confirm, ReportKind};
 use protocol::tpm::alg::HashAlg;
 use protocol::tpm::command::TPM_RH_OWNER;
 use protocol::tpm::pcr::{PcrSelectionList, digest_over};
@@ -159,16 +159,18 @@ fn canned_answers_replace_honest_ones_and_are_recorded() {
         }));
         session.serve_for(SOON).unwrap();
         assert_eq!(session.record.asked.last(), Some(&RouteName::Confirm));
+        assert!(!session.record.confirms[0].is_right, "nothing was released");
+        assert_eq!(session.closed(), Some("cut here"));
     });
     let mut agent = RogueAgent::connect(address, ca.pem().as_bytes()).unwrap();
     let id = SealingId([1; 16]);
     let refused = agent.manifest(id).unwrap_err().downcast::<Refused>().unwrap();
     assert_eq!((refused.code, &*refused.text), (Code::SERVICE_UNAVAILABLE, "later"));
     assert_eq!(agent.ciphertext(id).unwrap(), vec![9; 20_000]);
-    assert_eq!(agent.request(Route::Hello, b"garbage").unwrap_err().to_string(), "waiting for the answer to hello");
-    drop(agent);
-    // The gateway's end fails on a body that is no `hello`: a test that sends one wants to know.
-    assert!(server.join().is_err());
+    let confirm = Confirm { sealing_id: id, proof: Array([0; 32]) };
+    assert!(agent.confirm(&confirm).is_err());
+    assert!(agent.closed().is_some());
+    server.join().unwrap();
 }
 
 #[test]
@@ -364,7 +366,8 @@ fn each_hack_changes_what_it_names() {
         ..Default::default()
     });
     assert_eq!(forged.clock_info.reset_count, 1234);
-    let edited = evidence(EvidenceHacks { edit: Some(Box::new(|evidence| evidence.pcrs.clear())), ..Default::default() });
+    let edited =
+        evidence(EvidenceHacks { edit: Some(Box::new(|evidence| evidence.pcrs.clear())), ..Default::default() });
     assert!(edited.pcrs.is_empty());
     let elsewhere = Swtpm::start(EkKind::NoCertificate).unwrap();
     let elsewhere = RogueTpm::of(&elsewhere);

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -267,11 +268,24 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Sends a command and gives the response, whatever it says.
+    /// Sends a command and gives the response, whatever it says; sends it again while the TPM only asks for that, as it
+    /// does at the first use of a key that dictionary attack protection covers.
     ///
     /// # Errors
     /// When nothing, or no response, comes.
     pub fn raw(&mut self, command: &[u8]) -> Result<Vec<u8>> {
+        for _ in 0..MAX_RETRIES {
+            let response = self.raw_once(command)?;
+            let [_, _, _, _, _, _, code @ ..] = response.first_chunk::<10>().context("half a response")?;
+            if !TpmRc(u32::from_be_bytes(*code)).is_retry() {
+                return Ok(response);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.raw_once(command)
+    }
+
+    fn raw_once(&mut self, command: &[u8]) -> Result<Vec<u8>> {
         self.stream.write_all(command)?;
         let mut header = [0; 10];
         self.stream.read_exact(&mut header).context("no response from the TPM")?;
@@ -493,6 +507,9 @@ fn assemble(tag: u16, code: u32, body: &[u8]) -> Result<Vec<u8>> {
     let len = u32::try_from(body.len() + 10)?;
     Ok([&tag.to_be_bytes()[..], &len.to_be_bytes(), &code.to_be_bytes(), body].concat())
 }
+
+/// How often a command is sent again on the TPM's own wish.
+const MAX_RETRIES: usize = 20;
 
 /// TPM 2.0 Part 2, TPM_ST.
 const TPM_ST_NO_SESSIONS: u16 = 0x8001;

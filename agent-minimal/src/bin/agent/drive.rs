@@ -92,7 +92,7 @@ pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
 
 fn rest(backoff: &mut Backoff, why: &str) {
     let delay = backoff.next();
-    log::warn!("{why}; trying again in {:.1} s", delay.as_secs_f32());
+    log::warn!("{why}; trying again in {} ms", delay.as_millis());
     thread::sleep(delay);
 }
 

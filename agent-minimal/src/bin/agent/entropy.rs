@@ -46,11 +46,6 @@ impl Kernel {
         }
     }
 
-    /// 32 bytes: random if [`is_ready`](Self::is_ready), else a guess that only counts beside another source.
-    pub(crate) fn bytes(&self) -> &[u8; 32] {
-        &self.bytes
-    }
-
     /// Whether the kernel vouches for them.
     pub(crate) const fn is_ready(&self) -> bool {
         self.ready

@@ -74,8 +74,6 @@ pub(crate) enum Field<'a> {
     Number(u64),
     /// A time in microseconds, written as milliseconds.
     Micros(u64),
-    /// Yes or no.
-    Flag(bool),
 }
 
 /// Level in the low bits, bit 7 for JSON.
@@ -167,7 +165,6 @@ fn step_line(json: bool, at_ms: u64, name: &str, fields: &[(&str, Field<'_>)]) -
             Field::Text(text) => Escaped(&mut line).write_str(text),
             Field::Number(number) => write!(line, "{number}"),
             Field::Micros(us) => write!(line, "{}.{:03}", us / 1000, us % 1000),
-            Field::Flag(flag) => write!(line, "{flag}"),
         };
     }
     line.push_str(if json { "}\n" } else { "\n" });
@@ -209,20 +206,12 @@ mod tests {
 
     #[test]
     fn step_names_its_fields_in_order() {
-        let fields = [
-            ("from", Field::Text("agent")),
-            ("ms", Field::Micros(1_230)),
-            ("up", Field::Number(99)),
-            ("again", Field::Flag(false)),
-        ];
+        let fields = [("from", Field::Text("agent")), ("ms", Field::Micros(1_230)), ("up", Field::Number(99))];
         assert_eq!(
             step_line(true, 5, "hello", &fields),
-            "{\"at_ms\":5,\"step\":\"hello\",\"from\":\"agent\",\"ms\":1.230,\"up\":99,\"again\":false}\n"
+            "{\"at_ms\":5,\"step\":\"hello\",\"from\":\"agent\",\"ms\":1.230,\"up\":99}\n"
         );
-        assert_eq!(
-            step_line(false, 5, "hello", &fields),
-            "trefoil-agent: step hello: from agent ms 1.230 up 99 again false\n"
-        );
+        assert_eq!(step_line(false, 5, "hello", &fields), "trefoil-agent: step hello: from agent ms 1.230 up 99\n");
     }
 
     #[test]

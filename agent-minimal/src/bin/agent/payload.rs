@@ -26,7 +26,7 @@ use protocol::{
 
 use crate::{
     log,
-    sys::{self, Directory, FileSystem, Ready},
+    sys::{self, Directory, FileSystem},
 };
 
 /// Memory that has to stay free beside a payload, on a file system that has no limit of its own.
@@ -503,7 +503,7 @@ impl Autorun {
         let mut buf = [0; 1024];
         // Bounded: what writes without an end is read on at the next call.
         for _ in 0..256 {
-            if !sys::wait_ready(&self.output, Ready::Read, Some(Duration::ZERO))? {
+            if !sys::wait_readable(&self.output, Some(Duration::ZERO))? {
                 break;
             }
             match self.output.read(&mut buf)? {

@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, RawFd},
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -127,8 +127,9 @@ fn awaited() -> libc::sigset_t {
 fn timespec(duration: Duration) -> libc::timespec {
     // SAFETY: a timespec is plain integers (with padding on some C libraries), for which zero is a value.
     let mut spec: libc::timespec = unsafe { std::mem::zeroed() };
-    spec.tv_sec = libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX);
-    spec.tv_nsec = libc::c_long::try_from(duration.subsec_nanos()).unwrap_or(0);
+    // No wait here is longer than a day; the fields' types differ between C libraries.
+    spec.tv_sec = u32::try_from(duration.as_secs()).map_or(86_400, Into::into);
+    spec.tv_nsec = duration.subsec_nanos().into();
     spec
 }
 
@@ -146,23 +147,10 @@ pub(crate) fn signal_group(pid: u32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(-pid, signal) })
 }
 
-/// What can be waited for on a descriptor.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Ready {
-    /// Bytes to read, or the end.
-    Read,
-    /// Room to write, or the end of a connection attempt.
-    Write,
-}
-
-/// Waits until the descriptor is ready; `false` after `timeout`. `None` waits for ever.
-pub(crate) fn wait_ready(fd: &impl std::os::fd::AsFd, ready: Ready, timeout: Option<Duration>) -> io::Result<bool> {
+/// Waits until there is something to read, or the end of it; `false` after `timeout`. `None` waits for ever.
+pub(crate) fn wait_readable(fd: &impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let events = match ready {
-        Ready::Read => libc::POLLIN,
-        Ready::Write => libc::POLLOUT,
-    };
-    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
     loop {
         let left = deadline.map_or(-1, |deadline| {
             // Rounded up: a wait that ends early would spin.
@@ -314,10 +302,10 @@ mod tests {
     }
 
     #[test]
-    fn wait_ready_ends_at_its_timeout() {
+    fn wait_readable_ends_at_its_timeout() {
         let (one, mut other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(!wait_ready(&one, Ready::Read, Some(Duration::from_millis(5))).unwrap());
+        assert!(!wait_readable(&one, Some(Duration::from_millis(5))).unwrap());
         io::Write::write_all(&mut other, b"x").unwrap();
-        assert!(wait_ready(&one, Ready::Read, None).unwrap());
+        assert!(wait_readable(&one, None).unwrap());
     }
 }

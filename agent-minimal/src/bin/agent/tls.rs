@@ -27,8 +27,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     config::ServerAddress,
     entropy::Rng,
-    log,
-    sys::{self, Ready},
+    log, sys,
     x509::{self, Authority, CertificateError, Clock, PemError, ServerName},
 };
 
@@ -151,8 +150,16 @@ pub(crate) enum WireError {
     Record,
 }
 
+/// How long the other end is waited for.
+#[derive(Clone, Copy)]
+struct Patience {
+    handshake: Duration,
+    record: Duration,
+}
+
 /// Makes connections, one at a time: holds what they share.
 pub(crate) struct Connector {
+    patience: Patience,
     authorities: Vec<Authority>,
     rng: Rng,
     read_buf: Box<[u8]>,
@@ -167,12 +174,17 @@ impl Connector {
     pub(crate) fn new(ca: &Path, rng: Rng) -> Result<Self, CaError> {
         let pem = fs::read_to_string(ca).map_err(|why| CaError::Unreadable(ca.to_owned(), why))?;
         let authorities = Authority::all_from_pem(&pem).map_err(|why| CaError::Unusable(ca.to_owned(), why))?;
-        Ok(Self {
+        Ok(Self::with(authorities, rng))
+    }
+
+    fn with(authorities: Vec<Authority>, rng: Rng) -> Self {
+        Self {
+            patience: Patience { handshake: HANDSHAKE_LIMIT, record: RECORD_LIMIT },
             authorities,
             rng,
             read_buf: vec![0; READ_BUFFER_LEN].into_boxed_slice(),
             write_buf: vec![0; WRITE_BUFFER_LEN].into_boxed_slice(),
-        })
+        }
     }
 
     /// Connects, and has the server prove itself.
@@ -185,7 +197,7 @@ impl Connector {
     }
 
     fn open(&mut self, stream: TcpStream, name: &ServerName, clock: Clock) -> Result<Connection<'_>, ConnectError> {
-        let wire = Rc::new(Wire::new(stream, Instant::now() + HANDSHAKE_LIMIT));
+        let wire = Rc::new(Wire::new(stream, self.patience));
         let mut tls = TlsConnection::new(Socket(Rc::clone(&wire)), &mut self.read_buf, &mut self.write_buf);
         tls.set_flush_policy(FlushPolicy::Relaxed);
         let mut config = TlsConfig::new().with_alpn(&[ALPN]);
@@ -281,7 +293,7 @@ impl Connection<'_> {
 
     /// Whether a read would return at once: plaintext is buffered, or the socket has bytes or an end.
     pub(crate) fn readable_now(&self) -> bool {
-        self.buffered > 0 || sys::wait_ready(&self.wire.stream, Ready::Read, Some(Duration::ZERO)).unwrap_or(true)
+        self.buffered > 0 || sys::wait_readable(&self.wire.stream, Some(Duration::ZERO)).unwrap_or(true)
     }
 
     /// Sends all bytes, in one record if they fit one.
@@ -456,6 +468,7 @@ enum Phase {
 /// [`Connection`], which sets deadlines and asks what went wrong.
 struct Wire {
     stream: TcpStream,
+    record_limit: Duration,
     phase: Cell<Phase>,
     header: Cell<[u8; 5]>,
     /// Bytes of the header that the library has not read yet.
@@ -472,9 +485,11 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(stream: TcpStream, deadline: Instant) -> Self {
+    fn new(stream: TcpStream, patience: Patience) -> Self {
+        let deadline = Instant::now() + patience.handshake;
         Self {
             stream,
+            record_limit: patience.record,
             phase: Cell::new(Phase::AwaitServerHello),
             header: Cell::new([0; 5]),
             header_left: Cell::new(0),
@@ -503,7 +518,7 @@ impl Wire {
     fn receive(&self, buf: &mut [u8]) -> Result<usize, WireError> {
         loop {
             let left = self.record_deadline.get().saturating_duration_since(Instant::now());
-            match sys::wait_ready(&self.stream, Ready::Read, Some(left)) {
+            match sys::wait_readable(&self.stream, Some(left)) {
                 Ok(true) => {}
                 Ok(false) => return self.fail(WireError::Stalled),
                 Err(_) => return self.fail(WireError::Broken),
@@ -532,7 +547,7 @@ impl Wire {
     fn next_record(&self) -> Result<bool, WireError> {
         loop {
             let left = self.deadline.get().map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let in_time = sys::wait_ready(&self.stream, Ready::Read, left);
+            let in_time = sys::wait_readable(&self.stream, left);
             match (in_time, self.phase.get()) {
                 (Ok(true), _) => {}
                 (Ok(false), Phase::Open) => return Ok(false),
@@ -540,7 +555,7 @@ impl Wire {
                 (Err(_), _) => return self.fail(WireError::Broken),
             }
             if self.phase.get() == Phase::Open {
-                self.record_deadline.set(Instant::now() + RECORD_LIMIT);
+                self.record_deadline.set(Instant::now() + self.record_limit);
             }
             let mut header = [0; 5];
             self.receive_all(&mut header)?;
@@ -669,5 +684,7 @@ impl embedded_io::Write for Socket {
     }
 }
 
+#[cfg(test)]
+mod flight;
 #[cfg(test)]
 mod tests;

@@ -91,7 +91,9 @@ fn from_ascii(line: &str) -> Vec<u8> {
 #[test]
 fn public_lists_have_the_template_hashes_they_say() {
     let Some(folder) = test_vectors::folder("ima") else { return };
-    for (name, field) in [("ubuntu1604-ima-ng-sha1.ascii", None), ("ima-sig-4.ascii", Some("sig")), ("ima-buf-11.ascii", Some("buf"))] {
+    for (name, field) in
+        [("ubuntu1604-ima-ng-sha1.ascii", None), ("ima-sig-4.ascii", Some("sig")), ("ima-buf-11.ascii", Some("buf"))]
+    {
         let text = String::from_utf8(test_vectors::read(&folder, name)).unwrap();
         let entries: Vec<_> = text.lines().map(from_ascii).collect();
         let zero = Digest::zero(HashAlg::Sha1);
@@ -170,12 +172,8 @@ fn banks_have_to_fit_at_the_same_entry() {
 fn a_replay_goes_on_from_what_a_positive_verdict_remembers() {
     let (entries, pcrs) = list(5, SHA256);
     let policy = Some([1; 32]);
-    let previous = Checkpoint {
-        ima_entries: 2,
-        ima_pcrs: vec![(SHA256.id(), pcrs[2].to_vec())],
-        policy,
-        ..Checkpoint::default()
-    };
+    let previous =
+        Checkpoint { ima_entries: 2, ima_pcrs: vec![(SHA256.id(), pcrs[2].to_vec())], policy, ..Checkpoint::default() };
     let start = ImaStart::resume(Some(&previous), Epoch::Same, policy, [SHA256]);
     assert_eq!(start.entries(), 2);
     let mut replay = ImaReplay::new(&start, [(SHA256, pcrs[5])]);

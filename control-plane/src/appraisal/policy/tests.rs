@@ -163,7 +163,8 @@ fn a_policy_that_judges_nothing_or_too_much_is_refused() {
 
 #[test]
 fn names_are_short_and_printable() {
-    let named = |name: &str| format!("{{\"version\":1,\"name\":{},\"release\":{{\"phase_pcr\":8}}}}", serde_json::json!(name));
+    let named =
+        |name: &str| format!("{{\"version\":1,\"name\":{},\"release\":{{\"phase_pcr\":8}}}}", serde_json::json!(name));
     for name in ["", " x", "x ", "a\nb", "\u{1b}[31m", &"x".repeat(64)] {
         assert_eq!(refused(&named(name)), PolicyError::Name, "{name:?}");
     }

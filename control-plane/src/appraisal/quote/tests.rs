@@ -1,10 +1,11 @@
+mod captured;
+
 use std::sync::LazyLock;
 
 use protocol::{
-    limits,
     message::attest::{PcrValue, PcrValueList},
     tpm::{
-        attest::{ClockInfo, MAX_EXTRA_DATA_LEN},
+        attest::ClockInfo,
         pcr::{PcrValues, digest_over},
         public::qualified_name,
         template::{AK_ATTRIBUTES, TPM_RH_ENDORSEMENT},
@@ -53,7 +54,12 @@ impl SoftAk {
     }
 
     /// What this AK's TPM would sign over these values.
-    pub(crate) fn attest(&self, qualifying_data: &[u8], selection: &PcrSelectionList, values: &PcrValues) -> TpmsAttest {
+    pub(crate) fn attest(
+        &self,
+        qualifying_data: &[u8],
+        selection: &PcrSelectionList,
+        values: &PcrValues,
+    ) -> TpmsAttest {
         TpmsAttest {
             qualified_signer: ak_qualified_name(&self.public.name()).unwrap(),
             extra_data: heapless::Vec::from_slice(qualifying_data).unwrap(),
@@ -74,7 +80,7 @@ pub(crate) fn selection(mask: u32) -> PcrSelectionList {
     PcrSelectionList::single(HashAlg::Sha256, mask).unwrap()
 }
 
-/// The value 0 for a PCR whose index has the bit 0 clear; else its own digest.
+/// For each selected PCR a value of its own.
 pub(crate) fn values(selection: &PcrSelectionList) -> PcrValues {
     let mut values = PcrValues::new();
     for (bank, index) in selection.pcrs() {
@@ -93,7 +99,11 @@ pub(crate) fn wire(values: &PcrValues) -> PcrValueList {
 }
 
 /// A quote that verifies, over `values`, after `change` had its way with what is signed.
-pub(crate) fn quote_of(values: &PcrValues, selection: &PcrSelectionList, change: impl FnOnce(&mut TpmsAttest)) -> VerifiedQuote {
+pub(crate) fn quote_of(
+    values: &PcrValues,
+    selection: &PcrSelectionList,
+    change: impl FnOnce(&mut TpmsAttest),
+) -> VerifiedQuote {
     let mut attest = AK.attest(&QUALIFYING_DATA, selection, values);
     change(&mut attest);
     let attested = attest.encode();
@@ -123,6 +133,29 @@ fn quotes_of_p256_and_p384_aks_verify() {
         assert_eq!(quote.digest(), HashAlg::Sha256.digest(&[&attested]).as_bytes());
         assert_eq!(quote.attest().clock_info.reset_count, 5);
         assert_eq!((soft.ak().kind(), *soft.ak().name()), (kind, soft.public.name()));
+    }
+}
+
+#[test]
+fn quotes_captured_from_a_tpm_verify_for_each_template_and_their_pcrs_fit() {
+    for ((public, attest, signature), kind) in
+        captured::QUOTES.into_iter().zip([AkKind::P256, AkKind::P384, AkKind::Rsa2048])
+    {
+        let (attest, mut signature) = (hex::decode(attest).unwrap(), hex::decode(signature).unwrap());
+        let ak = AkPublic::from_tpmt(&hex::decode(public).unwrap()).unwrap();
+        assert_eq!(ak.kind(), kind);
+        let selection = selection(0x2081);
+        let quote = VerifiedQuote::verify(&ak, &attest, &signature, &QUALIFYING_DATA, &selection).unwrap();
+        let mut values = PcrValues::new();
+        for index in [0, 7, 13] {
+            let value = if index == 7 { hex::decode(captured::PCR_7).unwrap() } else { vec![0; 32] };
+            values.set(HashAlg::Sha256, index, HashAlg::Sha256.read_digest(&value).unwrap()).unwrap();
+        }
+        assert!(crate::appraisal::QuotedPcrs::complete(&quote, None, &wire(&values), false).is_ok());
+        let last = signature.len() - 1;
+        signature[last] ^= 1;
+        let refused = VerifiedQuote::verify(&ak, &attest, &signature, &QUALIFYING_DATA, &selection).unwrap_err();
+        assert_eq!(refused, QuoteError::BadSignature);
     }
 }
 
@@ -186,7 +219,6 @@ fn qualifying_data_is_compared_to_the_last_byte() {
     assert_eq!(refused(|attest| attest.extra_data[31] ^= 1), QuoteError::WrongBinding);
     assert_eq!(refused(|attest| attest.extra_data.truncate(31)), QuoteError::WrongBinding);
     assert_eq!(refused(|attest| attest.extra_data.push(0).unwrap()), QuoteError::WrongBinding);
-    assert!(limits::MAX_ATTEST_LEN > MAX_EXTRA_DATA_LEN);
 }
 
 #[test]

@@ -81,7 +81,8 @@ impl World {
     fn pcrs(&self) -> QuotedPcrs {
         let mut selection = PcrSelectionList::new();
         for bank in HashAlg::ALL {
-            let indices: Vec<_> = self.values.iter().filter(|(of, ..)| *of == bank).map(|(_, index, _)| index).collect();
+            let indices: Vec<_> =
+                self.values.iter().filter(|(of, ..)| *of == bank).map(|(_, index, _)| index).collect();
             if !indices.is_empty() {
                 selection.push(PcrSelection::from_indices(bank, indices).unwrap()).unwrap();
             }
@@ -140,7 +141,10 @@ fn a_node_in_a_listed_state_is_good_and_the_verdict_says_what_it_does_not_speak_
     assert_eq!(verdict.summary(), "3 PCRs are as policy `edge` wants them; pins measured");
     let json = verdict.to_json();
     assert_eq!(json["findings"], serde_json::json!([]));
-    assert_eq!((&json["hardware"], &json["phase"], &json["epoch"]), (&"certified".into(), &"pins".into(), &"first".into()));
+    assert_eq!(
+        (&json["hardware"], &json["phase"], &json["epoch"]),
+        (&"certified".into(), &"pins".into(), &"first".into())
+    );
     let not_checked = verdict.explanation().not_checked.join("\n");
     assert!(not_checked.contains("boot log: the node has none") && not_checked.contains("IMA: the node has no list"));
     let checkpoint = verdict.checkpoint().unwrap();
@@ -207,7 +211,9 @@ fn exceptions_are_needed_by_name_and_repeated_by_the_verdict() {
 fn a_bank_that_firmware_left_alone_gives_no_verdict() {
     let zero = Digest::zero(SHA256);
     let text = |accept: &str| {
-        format!("version = 1\nname = \"edge\"\naccept = [{accept}]\n[pcrs.sha256]\n7 = [\"{zero}\"]\n[release]\nphase_pcr = 13")
+        format!(
+            "version = 1\nname = \"edge\"\naccept = [{accept}]\n[pcrs.sha256]\n7 = [\"{zero}\"]\n[release]\nphase_pcr = 13"
+        )
     };
     let mut world = World::good().set(0, zero).set(7, zero);
     world.policy = Some(Policy::parse(text("").as_bytes()).unwrap());
@@ -475,5 +481,8 @@ fn a_list_that_was_there_in_this_boot_does_not_go_away() {
 #[test]
 fn evidence_that_cannot_be_used_is_a_bad_verdict_with_its_reason() {
     let verdict = Verdict::Bad(BadVerdict::unusable("wrong_pcr_digest", "PCR values", "the quoted digest", "another"));
-    assert_eq!((verdict.outcome(), verdict.summary()), (Outcome::Failed, "PCR values: expected the quoted digest, found another"));
+    assert_eq!(
+        (verdict.outcome(), verdict.summary()),
+        (Outcome::Failed, "PCR values: expected the quoted digest, found another")
+    );
 }

@@ -7,13 +7,13 @@ use rcgen::{
 
 use super::*;
 
-const CLOCK: Clock = Clock { not_before: 1_767_225_600, now: Some(1_800_000_000) };
+pub(crate) const CLOCK: Clock = Clock { not_before: 1_767_225_600, now: Some(1_800_000_000) };
 
-fn dns(name: &str) -> ServerName {
+pub(crate) fn dns(name: &str) -> ServerName {
     ServerName::Dns(name.into())
 }
 
-fn authority_params() -> CertificateParams {
+pub(crate) fn authority_params() -> CertificateParams {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, "Trefoil server CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -21,7 +21,7 @@ fn authority_params() -> CertificateParams {
     params
 }
 
-fn server_params() -> CertificateParams {
+pub(crate) fn server_params() -> CertificateParams {
     let mut params =
         CertificateParams::new(vec!["gw.example.org".into(), "192.0.2.1".into(), "2001:db8::1".into()]).unwrap();
     params.distinguished_name.push(DnType::CommonName, "gateway");
@@ -31,19 +31,19 @@ fn server_params() -> CertificateParams {
     params
 }
 
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
+pub(crate) struct Ca {
+    pub(crate) issuer: Issuer<'static, KeyPair>,
     der: Vec<u8>,
-    pem: String,
+    pub(crate) pem: String,
 }
 
-fn ca(params: CertificateParams) -> Ca {
+pub(crate) fn ca(params: CertificateParams) -> Ca {
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
     Ca { der: certificate.der().to_vec(), pem: certificate.pem(), issuer: Issuer::new(params, key) }
 }
 
-fn issue(ca: &Ca, params: CertificateParams) -> Vec<u8> {
+pub(crate) fn issue(ca: &Ca, params: CertificateParams) -> Vec<u8> {
     params.signed_by(&KeyPair::generate().unwrap(), &ca.issuer).unwrap().der().to_vec()
 }
 
