@@ -98,7 +98,7 @@ pub enum Input<'a> {
     /// Answers [`Output::Activate`].
     Activated(CredentialSecret),
     /// Answers [`Output::Quote`].
-    Quoted(Quoted),
+    Quoted(Box<Quoted>),
     /// Answers [`Output::Quote`]: the TPM did not do it, in words for the peer.
     QuoteFailed(&'a str),
     /// Answers [`Output::ReadLog`]: the part, cut by [`Machine::slice`].
@@ -404,7 +404,7 @@ impl<'f> Machine<'f> {
             Input::Silence => link.exchange.ping()?,
             Input::Nk(nk) => self.provision.nk_made(nk)?,
             Input::Activated(secret) => self.enrolment.activated(link, &secret)?,
-            Input::Quoted(quoted) => self.attestation.quoted(link, &mut self.provision, quoted)?,
+            Input::Quoted(quoted) => self.attestation.quoted(link, &mut self.provision, *quoted)?,
             Input::QuoteFailed(why) => self.attestation.failed(link, why)?,
             Input::Log { token, slice, bytes } => {
                 let message = slice.response(bytes).content_format(format::OCTET_STREAM);

@@ -2,10 +2,10 @@
 //! shared by verifier and tenant.
 //!
 //! In the order of their use: [`quote`] (is it this TPM's answer to this challenge), [`pcrs`] (the values behind its
-//! digest), [`continuity`] (can it follow the last one), [`boot_log`] and [`ima_log`] (replay), [`policy`] (what good
-//! is), [`verdict`]. A verdict is a value that only completed checks can build: nothing here takes a missing failure
-//! for success. Judging the boot log's events and the files on the IMA list is not done here yet, and every verdict
-//! says so.
+//! digest), [`mod@continuity`] (can it follow the last one), [`boot_log`] and [`ima_log`] (replay), [`policy`] (what
+//! good is), [`verdict`]. A verdict is a value that only completed checks can build: nothing here takes a missing
+//! failure for success. Judging the boot log's events and the files on the IMA list is not done here yet, and every
+//! verdict says so.
 
 pub mod boot_log;
 pub mod continuity;

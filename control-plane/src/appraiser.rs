@@ -89,7 +89,6 @@ pub(crate) struct Judged {
 
 /// Why a share did not leave.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each message says it")]
 pub(crate) enum NotReleased {
     #[error(transparent)]
     Refused(#[from] ReleaseRefused),

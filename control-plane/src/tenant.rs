@@ -60,8 +60,15 @@ pub struct Tenant {
     verifier: Arc<dyn VerifierLink>,
     registry: Arc<Registry>,
     appraiser: Appraiser,
-    /// The chunk served last, so that nine blocks of it are one read.
-    chunks: Mutex<Vec<(SealingId, u32, Arc<Vec<u8>>)>>,
+    /// The chunks served last, so that nine blocks of one are one read.
+    chunks: Mutex<Vec<HeldChunk>>,
+}
+
+/// A chunk of ciphertext in memory.
+struct HeldChunk {
+    sealing_id: SealingId,
+    index: u32,
+    bytes: Arc<Vec<u8>>,
 }
 
 /// An AK that the tenant challenges, and what it makes of its TPM.
@@ -361,11 +368,9 @@ impl Tenant {
     }
 
     async fn chunk(&self, sealing_id: SealingId, index: u32) -> Result<Arc<Vec<u8>>, Refusal> {
-        let held = |chunks: &Vec<(SealingId, u32, Arc<Vec<u8>>)>| {
-            chunks.iter().find(|(id, at, _)| (*id, *at) == (sealing_id, index)).map(|(_, _, chunk)| chunk.clone())
-        };
-        if let Some(chunk) = held(&self.chunks.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Ok(chunk);
+        let held = |chunk: &&HeldChunk| (chunk.sealing_id, chunk.index) == (sealing_id, index);
+        if let Some(chunk) = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).iter().find(held) {
+            return Ok(chunk.bytes.clone());
         }
         let chunk = self.store.chunk(sealing_id, index).await?.ok_or(StoreError::Corrupt("payload chunk"))?;
         let chunk = Arc::new(chunk);
@@ -373,7 +378,7 @@ impl Tenant {
         if chunks.len() >= MAX_HELD_CHUNKS {
             chunks.remove(0);
         }
-        chunks.push((sealing_id, index, chunk.clone()));
+        chunks.push(HeldChunk { sealing_id, index, bytes: chunk.clone() });
         Ok(chunk)
     }
 

@@ -72,9 +72,11 @@ impl Pools {
 
     /// Ends all connections; the last one empties the write-ahead log into the file.
     pub(crate) async fn close(&self) {
-        self.readers.close().await;
-        self.soon.close().await;
-        self.durable.close().await;
+        for pool in [&self.readers, &self.soon, &self.durable] {
+            // Twice: a connection that is on its way back to the pool while the first waits is closed by the second.
+            pool.close().await;
+            pool.close().await;
+        }
     }
 }
 

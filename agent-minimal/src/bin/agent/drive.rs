@@ -232,7 +232,7 @@ impl Drive {
                 session.input(machine, Input::Activated(secret))?;
             }
             Output::Quote(order) => match self.quote(&order) {
-                Ok(quoted) => session.input(machine, Input::Quoted(quoted))?,
+                Ok(quoted) => session.input(machine, Input::Quoted(Box::new(quoted)))?,
                 Err(why) => {
                     log::warn!("no quote: {why}");
                     session.input(machine, Input::QuoteFailed(&why))?;

@@ -31,7 +31,6 @@ pub(crate) fn file_system(path: &Path) -> io::Result<(FileSystem, u64)> {
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the path is a NUL-terminated string and the buffer is one `statfs`; both live through the call.
     check(unsafe { libc::statfs(path.as_ptr(), &raw mut stat) })?;
-    #[expect(clippy::unnecessary_cast, reason = "the fields' types differ between C libraries")]
     let (magic, free) = (stat.f_type as u64, (stat.f_bavail as u64).saturating_mul(stat.f_bsize as u64));
     let kind = match magic {
         0x0102_1994 => FileSystem::Tmpfs,
