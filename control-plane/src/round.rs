@@ -121,12 +121,12 @@ impl Round<'_> {
         store: &Arc<dyn AppraiserStore>,
         proven: impl AsyncFnOnce() -> Result<(), StoreError>,
     ) -> Result<Outcome, RoundError> {
-        let has_ima = agent.hello.has_ima_log;
+        // PCR 10 always: whether there is an IMA list behind it is the node's claim, its value is the TPM's word.
         let unjudged;
         let selection: &PcrSelectionList = match self.policy {
-            Some(policy) => policy.selection(has_ima),
+            Some(policy) => policy.selection(true),
             None => {
-                unjudged = unjudged_selection(has_ima);
+                unjudged = unjudged_selection(true);
                 &unjudged
             }
         };

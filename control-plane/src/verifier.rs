@@ -1,6 +1,9 @@
 //! The verifier: holds V, attests every node it was given, for ever, and lets V go to a good node once the tenant agrees.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use protocol::{
@@ -25,6 +28,8 @@ use crate::{
 
 /// How long a loop sleeps when only somebody else can change its lot; it is woken then.
 const LONG: Duration = Duration::from_secs(60);
+/// How long a node's settings are taken as read: whoever changes them wakes the loop, this is for what is missed.
+const NODE_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The verifier role.
 pub struct Verifier {
@@ -64,9 +69,20 @@ impl Verifier {
         let mut state = Attending::default();
         let mut wants = agent.hello.wants == Wants::Payload;
         let mut known = None;
+        let mut node = None;
         loop {
             wants |= agent.takes_again(Role::Verifier);
-            let pause = match self.step(&agent, &mut state, &mut known, &mut wants).await {
+            if node.as_ref().is_none_or(|(read, _): &(Instant, _)| read.elapsed() >= NODE_LIFETIME) {
+                node = match self.store.node(agent.node_id()).await {
+                    Ok(node) => node.map(|node| (Instant::now(), node)),
+                    Err(error) => {
+                        tracing::error!(node = %agent.node_id(), error = %crate::refusal::chain(&error), "verifier");
+                        None
+                    }
+                };
+            }
+            let node_now = node.as_ref().map(|(_, node)| node);
+            let pause = match self.step(&agent, &mut state, node_now, &mut known, &mut wants).await {
                 Ok(Some(pause)) => pause,
                 Ok(None) => return,
                 Err(error) => {
@@ -76,7 +92,10 @@ impl Verifier {
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = agent.woken(Role::Verifier) => state.reload(),
+                () = agent.woken(Role::Verifier) => {
+                    state.reload();
+                    node = None;
+                }
                 () = agent.gone() => return,
             }
         }
@@ -87,11 +106,11 @@ impl Verifier {
         &self,
         agent: &Arc<Agent>,
         state: &mut Attending,
+        node: Option<&VerifierNode>,
         known: &mut Option<KnownAk>,
         wants: &mut bool,
     ) -> Result<Option<Duration>, StoreError> {
-        let node_id = agent.node_id();
-        let Some(node) = self.store.node(node_id).await?.filter(|node| !node.stopped) else { return Ok(Some(LONG)) };
+        let Some(node) = node.filter(|node| !node.stopped) else { return Ok(Some(LONG)) };
         if known.is_none() {
             *known = self.find_ak(agent).await?;
         }
@@ -122,7 +141,7 @@ impl Verifier {
                 *wants = false;
                 return Ok(Some(Duration::from_millis(100)));
             }
-            Err(RoundError::Store(error)) => return self.pin_refused(agent, state, &node, error).await,
+            Err(RoundError::Store(error)) => return self.pin_refused(agent, state, node, error).await,
             Err(error) => {
                 let ends = self.appraiser.refuse(agent, state, Some(&node.name), &error).await;
                 return Ok((!ends).then_some(interval));

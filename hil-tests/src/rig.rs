@@ -528,7 +528,7 @@ impl Rig {
     /// # Errors
     /// As [`Rig::api_get`].
     pub fn all_events(&self) -> Result<Vec<Event>> {
-        Ok(events::list(&self.api_get("/events?limit=1000")?))
+        Ok(events::list(&self.api_get("/events?limit=500")?))
     }
 
     /// Waits until the node's phase is `phase` and gives its JSON.

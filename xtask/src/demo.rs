@@ -215,7 +215,7 @@ impl<'a> Demo<'a> {
             thread::sleep(Duration::from_millis(5));
         }
         let spent = hil_tests::spawn::threads_cpu_time(server)?.saturating_sub(cpu);
-        figures.steady(&table.attestations_since(mark), spent);
+        figures.steady(&table.attestations_since(mark), &table.answers_since(mark, "edge-1"), spent);
         for name in self.names() {
             self.rig.wait_trust(&name, "good", Duration::from_secs(10))?;
         }
@@ -308,8 +308,10 @@ fn payload_dir(rig: &Rig) -> Result<PathBuf> {
 fn reasons(rig: &Rig, node: &Value) -> Vec<String> {
     let verdict = &node["last_verdict"];
     let mut lines = Vec::new();
-    for field in ["reason", "summary"] {
-        if let Some(text) = verdict[field].as_str() {
+    for text in [&verdict["reason"], &verdict["summary"], &verdict["explanation"]["summary"]] {
+        if let Some(text) = text.as_str()
+            && !lines.iter().any(|line| line == text)
+        {
             lines.push(text.to_owned());
         }
     }
@@ -328,7 +330,7 @@ fn reasons(rig: &Rig, node: &Value) -> Vec<String> {
         && let Some(event) = events.iter().rev().find(|event| event.role == "verifier")
     {
         let line = format!("history: {event}");
-        if !lines.iter().any(|line| line == &event.detail) {
+        if !lines.contains(&event.detail) {
             lines.push(line);
         }
     }

@@ -1,6 +1,5 @@
 //! What the demo measured, and the budget beside it.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ pub(crate) struct Figures {
     round: Option<Round>,
 }
 
-/// Requests, and the bytes of their bodies.
+/// Requests, and their bytes as TLS records, handshake included.
 #[derive(Clone, Copy, Debug, Default)]
 struct Traffic {
     requests: usize,
@@ -52,51 +51,54 @@ impl Figures {
         Self { agent_len, ..Self::default() }
     }
 
-    /// Takes the bootstrap's figures of all nodes; traffic is that of one node, on average.
+    /// Takes the bootstrap's figures: time of all nodes, traffic of the first.
     pub(crate) fn bootstrap(&mut self, table: &Table, names: &[String]) {
         let steps = table.steps();
         for name in names {
             // The payload is in place when the agent asks for its confirmation.
             self.to_payload_ms.extend(table.agent_step_after_start(name, "confirm"));
         }
-        let tpm_ms = |step: &Step| step.number("tpm_ms");
-        let first = names.first().map(|name| format!("agent {name}"));
-        self.in_tpm_ms =
-            steps.iter().filter(|step| Some(&step.program) == first.as_ref()).filter_map(tpm_ms).next_back();
-        let finished = |step: &&Step| !step.program.starts_with("agent") && step.text("phase") == "end";
-        let enrolment = BTreeSet::from(["hello", "enrol", "activate"]);
-        let add = |steps: &mut dyn Iterator<Item = &Step>| {
-            let mut traffic = Traffic::default();
-            for step in steps {
-                traffic.requests += 1;
-                traffic.up += step.number("up").unwrap_or(0.0);
-                traffic.down += step.number("down").unwrap_or(0.0);
+        // One node's own count; the others' are alike.
+        let Some(program) = names.first().map(|name| format!("agent {name}")) else { return };
+        let finished = steps.iter().filter(|step| step.program == program && step.text("phase") == "end");
+        for step in finished {
+            match step.step.as_str() {
+                "hello" | "enrol" | "activate" => self.enrolment.add(step),
+                // The agent's own summary.
+                "delivered" => {
+                    self.in_tpm_ms = step.number("tpm_ms");
+                    return;
+                }
+                _ => self.bootstrap.add(step),
             }
-            let nodes = names.len().max(1);
-            traffic.requests /= nodes;
-            traffic.up /= nodes as f64;
-            traffic.down /= nodes as f64;
-            traffic
-        };
-        let ours = || steps.iter().filter(finished);
-        self.enrolment = add(&mut ours().filter(|step| enrolment.contains(step.step.as_str())));
-        self.bootstrap = add(&mut ours().filter(|step| !enrolment.contains(step.step.as_str())));
+        }
     }
 
-    /// Takes the figures of steady attestations, and the CPU time the control plane spent meanwhile.
-    pub(crate) fn steady(&mut self, rounds: &[Step], cpu: Duration) {
+    /// Takes the figures of steady attestations: as the control plane saw them, as one agent counted their bytes, and
+    /// the CPU time the control plane spent meanwhile.
+    pub(crate) fn steady(&mut self, rounds: &[Step], answers: &[Step], cpu: Duration) {
+        let mean = |steps: &[Step], field: &str| {
+            let values: Vec<f64> = steps.iter().filter_map(|step| step.number(field)).collect();
+            if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
+        };
         if rounds.is_empty() {
             return;
         }
-        let count = rounds.len() as f64;
-        let mean = |field: &str| rounds.iter().filter_map(|step| step.number(field)).sum::<f64>() / count;
         self.round = Some(Round {
             count: rounds.len(),
-            ms: mean("ms"),
-            up: mean("up"),
-            down: mean("down"),
-            cpu_ms: cpu.as_secs_f64() * 1e3 / count,
+            ms: mean(rounds, "ms"),
+            up: mean(answers, "up"),
+            down: mean(answers, "down"),
+            cpu_ms: cpu.as_secs_f64() * 1e3 / rounds.len() as f64,
         });
+    }
+}
+
+impl Traffic {
+    fn add(&mut self, step: &Step) {
+        self.requests += 1;
+        self.up += step.number("up").unwrap_or(0.0);
+        self.down += step.number("down").unwrap_or(0.0);
     }
 }
 
@@ -115,13 +117,13 @@ impl fmt::Display for Figures {
             row("  of it inside the TPM", format!("{ms:.0} ms"), "")?;
         }
         for (what, traffic) in [("enrolment", self.enrolment), ("bootstrap", self.bootstrap)] {
-            let text = format!("{} requests, {:.0} up, {:.0} down", traffic.requests, traffic.up, traffic.down);
-            row(&format!("{what}, bytes of bodies"), text, "")?;
+            let text = format!("{} round trips, {:.0} up, {:.0} down", traffic.requests, traffic.up, traffic.down);
+            row(&format!("{what}, bytes in TLS records"), text, "")?;
         }
         if let Some(round) = self.round {
             let mean = format!("mean of {}", round.count);
             row(&format!("one attestation, {mean}"), format!("{:.2} ms", round.ms), "3 ms")?;
-            row("  bytes of bodies", format!("{:.0} up, {:.0} down", round.up, round.down), "400 up, 250 down")?;
+            row("  bytes in TLS records", format!("{:.0} up, {:.0} down", round.up, round.down), "400 up, 250 down")?;
             row("  control-plane CPU", format!("{:.2} ms", round.cpu_ms), "0.35 ms")?;
         }
         if let Some(withdrawn) = self.withdrawn {

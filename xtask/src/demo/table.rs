@@ -1,7 +1,8 @@
 //! The demo's table: the steps of all programs, in the order of their clocks, one line each.
 //!
-//! A message is seen at both ends. The control plane's line is the one shown (it is there when a message was answered,
-//! with its bytes); from the agent comes what only the agent does. Blocks of one payload are one line.
+//! A message is seen at both ends. The control plane's line is the one shown: it is there when a message was answered,
+//! with the bytes of its body. The agent's lines count bytes of TLS records, for the figures. Blocks of one payload are
+//! one line.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -14,20 +15,8 @@ use hil_tests::spawn::Step;
 /// Lines wait this long before they are shown, so that those of the other programs can overtake them.
 const REORDER_MS: f64 = 80.0;
 
-/// Steps that both ends write down: the control plane's line is shown.
-const MESSAGES: [&str; 11] = [
-    "hello",
-    "enrol",
-    "activate",
-    "challenge",
-    "agree",
-    "share",
-    "manifest",
-    "payload",
-    "confirm",
-    "report",
-    "log/boot",
-];
+/// The control plane's steps between its roles that a person watching the protocol does not miss.
+const INTERNAL: [&str; 3] = ["admit_join", "binding", "delivered"];
 
 /// The table, filled by a thread of its own.
 #[derive(Clone, Debug)]
@@ -89,6 +78,7 @@ impl Table {
     /// Prints the columns' names.
     pub(crate) fn header(&self) {
         self.line(&format!("{:<12} {:<24} {:>9} {:>9} {:>9}", "step", "who -> whom", "ms", "B up", "B down"));
+        self.line(&format!("{:<12} {:<24} {:>9} {:>9} {:>9}", "", "", "", "from node", "to node"));
     }
 
     /// Shows what is still waiting.
@@ -131,7 +121,18 @@ impl Table {
     pub(crate) fn attestations_since(&self, mark: usize) -> Vec<Step> {
         let state = self.lock();
         let since = state.shown.iter().skip(mark);
-        since.filter(|step| is_finished_message(step) && step.step == "challenge").cloned().collect()
+        since
+            .filter(|step| is_finished_message(step) && step.step == "challenge" && step.text("from") == "verifier")
+            .cloned()
+            .collect()
+    }
+
+    /// The challenges of the verifier that this node's agent answered since `mark`, with the bytes of TLS records.
+    pub(crate) fn answers_since(&self, mark: usize, node: &str) -> Vec<Step> {
+        let program = format!("agent {node}");
+        let state = self.lock();
+        let since = state.shown.iter().skip(mark).filter(|step| step.program == program && step.text("phase") == "end");
+        since.filter(|step| step.step == "challenge" && step.text("from") == "verifier").cloned().collect()
     }
 
     /// The last step that was seen.
@@ -158,8 +159,7 @@ impl State {
     }
 
     fn take(&mut self, step: &Step) {
-        let is_message = MESSAGES.contains(&step.step.as_str());
-        if is_message && !is_finished_message(step) {
+        if !is_finished_message(step) || INTERNAL.contains(&step.step.as_str()) {
             return;
         }
         let node = step.text("node").to_owned();
@@ -182,7 +182,13 @@ impl State {
             let note = if blocks.count > 1 { format!("{} blocks", blocks.count) } else { String::new() };
             self.print(&blocks.first, numbers, &note);
         }
-        self.print(step, (step.number("ms"), step.number("up"), step.number("down")), "");
+        // A verdict is no message: what it says is its outcome.
+        let why = if step.step == "verdict" {
+            format!("{}: {}", step.text("outcome").to_lowercase(), step.text("why"))
+        } else {
+            String::new()
+        };
+        self.print(step, (step.number("ms"), step.number("up"), step.number("down")), &why);
     }
 
     fn print(&self, step: &Step, (ms, up, down): (Option<f64>, Option<f64>, Option<f64>), note: &str) {

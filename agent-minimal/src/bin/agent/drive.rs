@@ -2,6 +2,7 @@
 //! about the protocol; it does what the machine asks for, in order, and comes back.
 
 use std::{
+    path::Path,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -27,7 +28,7 @@ use protocol::{
 
 use crate::{
     boot::{BootError, Booted},
-    config::Settings,
+    config::{Settings, Tcti},
     log::{self, Field},
     logs::Logs,
     payload::{AUTORUN_LIMIT, Autorun, Incoming},
@@ -68,7 +69,7 @@ pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let logs = Logs::new(&settings.boot_log, &settings.ima_log);
+    let logs = Logs::new(own_log(&settings.tcti, &settings.boot_log), own_log(&settings.tcti, &settings.ima_log));
     let mut drive = Drive { settings, booted, logs, started, delivered: false, autorun: None, fetched: Vec::new() };
     backoff.reset();
     loop {
@@ -88,6 +89,12 @@ pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
             rest(&mut backoff, &format!("{server}: {why}"));
         }
     }
+}
+
+/// The kernel's logs are about the machine's own TPM: beside a software TPM only logs from elsewhere belong to it.
+fn own_log<'l>(tcti: &Tcti, log: &'l Path) -> &'l Path {
+    let of_the_machine = log.starts_with("/sys/kernel/security");
+    if matches!(tcti, Tcti::Swtpm { .. }) && of_the_machine { Path::new("") } else { log }
 }
 
 fn rest(backoff: &mut Backoff, why: &str) {
