@@ -397,7 +397,8 @@ fn a_join_token_that_another_node_used_is_refused() -> Result<()> {
     let swtpm = bench.tpm(EkKind::P256)?;
     let first = identity(&swtpm)?;
     let mark = bench.mark()?;
-    bench.connect()?.bind(&RogueTpm::of(&swtpm), &first, Wants::Payload, Some(&token))?;
+    let mut agent = bench.connect()?;
+    agent.bind(&RogueTpm::of(&swtpm), &first, Wants::Payload, Some(&token))?;
     bench.expect(&mark, first.node_id, "tenant", "joined")?;
     ensure!(bench.join_state("used")? == "used");
     token_is_refused(&bench, &token, "join_used")?;

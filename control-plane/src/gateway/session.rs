@@ -119,6 +119,9 @@ pub(super) async fn run(
         if session.exchange.is_drained() {
             break End::Closed;
         }
+        if session.agent.as_ref().is_some_and(|agent| agent.is_proven()) {
+            session.permit = None; // no stranger any more
+        }
         let deadline = session.next_deadline();
         let step = tokio::select! {
             read = stream.read(&mut buf) => match read {
@@ -417,12 +420,9 @@ impl Session {
             // Who asked may have given up.
             _ = reply.send(Err(AgentError::NoAnswer));
         }
-        if self.permit.is_some() {
-            if self.agent.as_ref().is_some_and(|agent| agent.is_proven()) {
-                self.permit = None;
-            } else if now_ms >= limits::UNPROVEN_LIFETIME_MS {
-                return Err(End::Told("no quote of this connection has verified within 60 s".into()));
-            }
+        let proven = self.agent.as_ref().is_some_and(|agent| agent.is_proven());
+        if self.permit.is_some() && !proven && now_ms >= limits::UNPROVEN_LIFETIME_MS {
+            return Err(End::Told("no quote of this connection has verified within 60 s".into()));
         }
         Ok(())
     }

@@ -48,6 +48,9 @@ macro_rules! need_tpm {
 
 /// A control plane that trusts one CA's endorsement keys, with policies and a payload to add nodes by.
 pub(crate) struct Bench {
+    // First: agents end before the server does.
+    rightful: Mutex<Option<Arc<Rightful>>>,
+    rogue: Mutex<Option<Arc<RogueNode>>>,
     pub(crate) rig: Rig,
     pub(crate) ca: Arc<SwtpmCa>,
     /// Releases under PCR 13.
@@ -55,8 +58,6 @@ pub(crate) struct Bench {
     /// Releases without a phase PCR: what rogue agents are judged by, which measure no pins.
     pub(crate) uncapped: PathBuf,
     pub(crate) payload: PathBuf,
-    rightful: Mutex<Weak<Rightful>>,
-    rogue: Mutex<Weak<RogueNode>>,
 }
 
 impl Bench {
@@ -73,13 +74,19 @@ impl Bench {
         let capped = write("capped", "[release]\nphase_pcr = 13\n")?;
         let uncapped = write("uncapped", "[release]\nuncapped = true\n")?;
         let payload = rig.payload("edge", &PAYLOAD)?;
-        Ok(Self { rig, ca, capped, uncapped, payload, rightful: Mutex::default(), rogue: Mutex::default() })
+        Ok(Self { rightful: Mutex::default(), rogue: Mutex::default(), rig, ca, capped, uncapped, payload })
     }
 
     /// The bench that the tests of this file share.
     pub(crate) fn shared() -> Result<Arc<Self>> {
         static SHARED: Mutex<Weak<Bench>> = Mutex::new(Weak::new());
-        shared(&SHARED, Self::new)
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bench) = shared.upgrade() {
+            return Ok(bench);
+        }
+        let bench = Arc::new(Self::new()?);
+        *shared = Arc::downgrade(&bench);
+        Ok(bench)
     }
 
     /// A TPM that measures like a machine which booted; with a certificate, our CA's.
@@ -107,13 +114,13 @@ impl Bench {
 
     /// The node whose owner did nothing wrong: a real agent on a certified TPM, admitted by id, its payload delivered.
     pub(crate) fn rightful(&self) -> Result<Arc<Rightful>> {
-        shared(&self.rightful, || Rightful::new(self, "rightful"))
+        once(&self.rightful, || Rightful::new(self, "rightful"))
     }
 
     /// A node that was admitted and bound, and is in an attacker's hands: certified TPM, right measurements. It never
     /// gets a share, so long as everybody who uses it lies. One at a time: two connections are all that it may have.
     pub(crate) fn rogue_node(&self) -> Result<Arc<RogueNode>> {
-        shared(&self.rogue, || RogueNode::new(self, "rogue", EkKind::P256))
+        once(&self.rogue, || RogueNode::new(self, "rogue", EkKind::P256))
     }
 
     /// A connection that has said nothing yet.
@@ -395,12 +402,10 @@ pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> 
     }
 }
 
-fn shared<T>(slot: &Mutex<Weak<T>>, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+fn once<T>(slot: &Mutex<Option<Arc<T>>>, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(there) = slot.upgrade() {
-        return Ok(there);
+    if let Some(there) = &*slot {
+        return Ok(Arc::clone(there));
     }
-    let made = Arc::new(make()?);
-    *slot = Arc::downgrade(&made);
-    Ok(made)
+    Ok(Arc::clone(slot.insert(Arc::new(make()?))))
 }
