@@ -82,6 +82,8 @@ pub struct Unconfirmed {
     pub sealing_id: SealingId,
     /// The HMAC under the confirm key, which itself is gone.
     pub proof: [u8; 32],
+    /// The manifest asks for autorun.
+    pub autorun: bool,
 }
 
 /// What happens to the machine.
@@ -117,8 +119,10 @@ pub enum Input<'a> {
         /// In words for the peer.
         why: &'a str,
     },
-    /// Answers every [`Output::Payload`].
-    PayloadDone,
+    /// Answers [`PayloadWork::Place`]. Begin, Write and Abandon need no answer when they succeed.
+    Placed,
+    /// Answers [`PayloadWork::ExtendDelivered`].
+    DeliveredExtended,
     /// Answers any [`Output::Payload`]: what was refused or failed, in words for the operator.
     PayloadFailed {
         /// Whose fault: the payload's, or the machine's it was to be placed on.
@@ -187,7 +191,7 @@ pub enum Output {
     },
     /// Work on the payload directory.
     Payload(PayloadWork),
-    /// The payload is in place and confirmed; start autorun if there is one.
+    /// The payload is in place and confirmed, and its manifest asks for autorun: start it, if there is one.
     Autorun,
     /// The confirmation was answered: it need not be kept any longer.
     Confirmed(SealingId),
@@ -413,7 +417,8 @@ impl<'f> Machine<'f> {
             Input::NoLog { token, why } => {
                 link.exchange.respond(token, &OutMessage::diagnostic(Code::NOT_FOUND, why))?;
             }
-            Input::PayloadDone => self.provision.payload_done(link)?,
+            Input::Placed => self.provision.placed(link)?,
+            Input::DeliveredExtended => self.provision.extended(link)?,
             Input::PayloadFailed { kind, why } => self.provision.payload_failed(link, kind, why)?,
             Input::AutorunEnded { code, text } => self.provision.autorun_ended(link, code, text)?,
         }

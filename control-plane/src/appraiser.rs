@@ -56,6 +56,8 @@ pub(crate) struct Attending {
     loaded: bool,
     /// The refusal told last: the same again is not an event.
     told: Option<&'static str>,
+    /// The same for shares that were withheld, in rounds that went well otherwise.
+    withheld: Option<&'static str>,
 }
 
 impl Attending {
@@ -323,6 +325,16 @@ impl Appraiser {
         if state.told != Some(kind) {
             state.told = Some(kind);
             self.event(Some(agent.node_id()), name, kind, detail).await;
+        }
+    }
+
+    /// Writes why a share was withheld, unless it was for the same reason as the last time on this connection: a failed
+    /// node asks again with every round.
+    pub(crate) async fn withhold(&self, agent: &Agent, state: &mut Attending, name: &str, error: &NotReleased) {
+        let kind = error.code();
+        if state.withheld != Some(kind) {
+            state.withheld = Some(kind);
+            self.event(Some(agent.node_id()), Some(name), kind, &crate::refusal::chain(error)).await;
         }
     }
 

@@ -117,6 +117,14 @@ impl From<StoreError> for ApiError {
                 };
                 Self::unknown(kind, format!("There is no such {what}."))
             }
+            source if source.is_full() => Self {
+                kind: "storage_full",
+                status: StatusCode::INSUFFICIENT_STORAGE,
+                detail: "The file system of the database is full. Nothing was changed; make room there, then try again."
+                    .into(),
+                retry_after_s: None,
+                source: Some(source),
+            },
             source => Self {
                 kind: "store_unavailable",
                 status: StatusCode::SERVICE_UNAVAILABLE,
@@ -189,6 +197,7 @@ fn title(kind: &'static str, status: StatusCode) -> &'static str {
         "nothing_to_approve" => "Nothing waits for approval",
         "last_admin" => "The last admin token stays",
         "store_unavailable" => "The database is not available",
+        "storage_full" => "The database has no room left",
         _ => match status {
             StatusCode::BAD_REQUEST => "The request cannot be understood",
             StatusCode::NOT_FOUND => "There is nothing here",

@@ -73,6 +73,14 @@ pub enum StoreError {
     NotFound(&'static str),
 }
 
+impl StoreError {
+    /// Whether the database has no room left for what was to be written.
+    pub fn is_full(&self) -> bool {
+        // SQLITE_FULL (sqlite.org/rescode.html); 53100 disk_full (PostgreSQL, Appendix A).
+        matches!(self, Self::Database(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("13" | "53100")))
+    }
+}
+
 /// A rule of uniqueness or order that a write would have broken. Nothing was changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "each message says it")]

@@ -207,9 +207,7 @@ impl Tenant {
                     return Ok(Some(LONG));
                 }
                 Err(NotReleased::Agent(AgentError::Gone)) => return Ok(None),
-                Err(error) => {
-                    self.appraiser.tell(agent, state, Some(&node.name), error.code(), &chain(&error)).await;
-                }
+                Err(error) => self.appraiser.withhold(agent, state, &node.name, &error).await,
             }
         }
         Ok(Some(interval.saturating_sub(judged.made.elapsed())))
@@ -295,6 +293,10 @@ impl Tenant {
         }
         let right = self.appraiser.right(agent, judged, good, node.policy, node.stopped).await?;
         let sealing = self.store.sealing(sealing_id).await?.ok_or(StoreError::NotFound("sealing"))?;
+        // A row that names another node's sealing opens: what it was sealed for has to be this node.
+        if !is_sealed_for(&node, &sealing, agent.node_id()) {
+            return Err(NotReleased::StoredShare);
+        }
         let holding = self.holding(&sealing)?;
         self.verifier
             .agree(agent.node_id(), agent.ak_name(), sealing_id)
@@ -318,11 +320,7 @@ impl Tenant {
         let unknown = || Refusal::not_found("unknown_sealing", "there is no such sealing for this node");
         let node = self.store.node_by_id(agent.node_id()).await?.ok_or_else(unknown)?;
         let sealing = self.store.sealing(sealing_id).await?.filter(|row| row.complete).ok_or_else(unknown)?;
-        let ours = match sealing.subject {
-            SealedFor::Node(node_id) => node_id == agent.node_id(),
-            SealedFor::Join(join_id) => node.join_id == Some(join_id),
-        };
-        if ours { Ok((node, sealing)) } else { Err(unknown()) }
+        if is_sealed_for(&node, &sealing, agent.node_id()) { Ok((node, sealing)) } else { Err(unknown()) }
     }
 
     /// GET manifest.
@@ -451,6 +449,14 @@ impl Tenant {
 
     async fn name_of(&self, node_id: NodeId) -> Option<String> {
         self.store.node_by_id(node_id).await.ok().flatten().map(|node| node.name)
+    }
+}
+
+/// Whether a sealing was made for this node: by its id, or by the join token it came with.
+fn is_sealed_for(node: &TenantNode, sealing: &SealingRow, node_id: NodeId) -> bool {
+    match sealing.subject {
+        SealedFor::Node(subject) => subject == node_id,
+        SealedFor::Join(join_id) => node.join_id == Some(join_id),
     }
 }
 

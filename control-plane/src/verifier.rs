@@ -11,7 +11,7 @@ use protocol::{
         role_key::{RolePrivateKey, open_v_at_rest},
         share::{self, SealedShare},
     },
-    id::{NodeId, Role, SealingId},
+    id::{NodeId, Role, SealingId, Subject as SealedFor},
     limits,
     message::{attest::Purpose, enrol::Wants},
 };
@@ -152,10 +152,7 @@ impl Verifier {
                 Ok(true) => *wants = false,
                 Ok(false) => return Ok(Some(Duration::ZERO)),
                 Err(NotReleased::Agent(AgentError::Gone)) => return Ok(None),
-                Err(error) => {
-                    let detail = crate::refusal::chain(&error);
-                    self.appraiser.tell(agent, state, Some(&node.name), error.code(), &detail).await;
-                }
+                Err(error) => self.appraiser.withhold(agent, state, &node.name, &error).await,
             }
         }
         Ok(Some(interval.saturating_sub(judged.made.elapsed())))
@@ -224,6 +221,9 @@ impl Verifier {
             let Verdict::Good(good) = &judged.verdict else { return Ok(false) };
             let right = self.appraiser.right(agent, judged, good, node.policy, node.stopped).await?;
             let subject = node.sealing_subject.ok_or(NotReleased::StoredShare)?;
+            if !self.is_sealed_for(subject, agent.node_id()).await? {
+                return Err(NotReleased::StoredShare);
+            }
             let send = self.appraiser.send_share(agent, judged, right, *sealing_id, |nk_public, attest_digest| {
                 let sealed = SealedShare::from_bytes(v_sealed).map_err(|_| NotReleased::StoredShare)?;
                 let v = open_v_at_rest(&self.key, subject, *sealing_id, &sealed).map_err(|_| NotReleased::StoredShare)?;
@@ -232,6 +232,18 @@ impl Verifier {
             });
             send.await?;
             return Ok(true);
+        }
+    }
+
+    /// Whether a share's subject is this node: its id, or the join token that it proved to the registrar. The tenant's
+    /// record alone does not say so: a writer in its database could name another node's sealing, and have V sent here.
+    async fn is_sealed_for(&self, subject: SealedFor, node_id: NodeId) -> Result<bool, StoreError> {
+        match subject {
+            SealedFor::Node(subject) => Ok(subject == node_id),
+            SealedFor::Join(join_id) => {
+                let binding = self.registrar.binding(node_id).await.map_err(|LinkError::Store(error)| error)?;
+                Ok(binding.and_then(|binding| binding.join).is_some_and(|join| join.join_id == join_id))
+            }
         }
     }
 

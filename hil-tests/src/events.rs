@@ -8,9 +8,9 @@ use serde_json::Value;
 /// One entry of a node's history.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Event {
-    /// Ascending within one role.
+    /// Role and number, unique: `verifier-12`.
     #[serde(default)]
-    pub id: i64,
+    pub id: String,
     /// When, milliseconds since 1970.
     #[serde(default)]
     pub at_ms: i64,
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_list_is_read_with_and_without_its_envelope() {
-        let event = json!({"id": 3, "at_ms": 5, "role": "registrar", "kind": "bound", "detail": "AK bound"});
+        let event = json!({"id": "registrar-3", "at_ms": 5, "role": "registrar", "kind": "bound", "detail": "AK bound"});
         for answer in [json!([event]), json!({"next": 4, "events": [event]})] {
             let events = list(&answer);
             assert_eq!((events.len(), events[0].kind.as_str(), events[0].at_ms), (1, "bound", 5));

@@ -520,8 +520,8 @@ fn small(stage: &Stage, name: &str) -> Option<MemoryFs> {
 fn a_payload_directory_that_fills_up_keeps_the_payload_it_had() -> Result<()> {
     need_stage!();
     let stage = Stage::shared()?;
-    let Some(fs) = small(&stage, "filling") else { return Ok(()) };
-    let mut scene = Scene::new("filling")?.payload_at(fs.path().join("payload"));
+    let Some(memory) = small(&stage, "filling") else { return Ok(()) };
+    let mut scene = Scene::new("filling")?.payload_at(memory.path().join("payload"));
     let (mut session, first) = scene.ready()?;
     session.deliver(&first)?;
     scene.takes(&mut session, &FILES)?;
@@ -532,7 +532,7 @@ fn a_payload_directory_that_fills_up_keeps_the_payload_it_had() -> Result<()> {
     let files: [(&str, &[u8]); 2] = [("a", b"new"), ("b", &big)];
     let sealing = RogueSealing::new(Subject::Node(session.node_id()?), &scene.stage.signing, &files)?;
     // It fits when it begins; then somebody else takes the room.
-    let filler = fs.path().join("filler");
+    let filler = memory.path().join("filler");
     let mut blocks = 0;
     let at = filler.clone();
     session.desk.intercept = Some(Box::new(move |request| {
@@ -560,8 +560,8 @@ fn a_payload_directory_that_fills_up_keeps_the_payload_it_had() -> Result<()> {
 fn a_payload_that_has_no_room_is_not_begun() -> Result<()> {
     need_stage!();
     let stage = Stage::shared()?;
-    let Some(fs) = small(&stage, "small") else { return Ok(()) };
-    let mut scene = Scene::new("small")?.payload_at(fs.path().join("payload"));
+    let Some(memory) = small(&stage, "small") else { return Ok(()) };
+    let mut scene = Scene::new("small")?.payload_at(memory.path().join("payload"));
     scene.start()?;
     let mut session = scene.session()?;
     let big = vec![7; 2 << 20];

@@ -145,7 +145,8 @@ impl<'a> Demo<'a> {
             .map(|name| self.rig.agent_config(&name))
             .collect::<Result<_>>()
             .context("trefoil agent-config")?;
-        table.line("$ trefoil agent-config edge-1 > agent.conf");
+        table.settle();
+        table.line("\n$ trefoil agent-config edge-1 > agent.conf");
         table.line("$ trefoil-agent --config agent.conf\n");
         table.header();
         let names: Vec<String> = self.names().collect();
@@ -235,10 +236,10 @@ impl<'a> Demo<'a> {
         tpm.pcr_extend(TAMPERED_PCR, &digest)?;
         let begun = Instant::now();
         let node = self.rig.wait_trust("edge-1", "failed", Duration::from_secs(30))?;
-        figures.withdrawn = Some(begun.elapsed());
+        let withdrawn = begun.elapsed();
+        figures.withdrawn = Some(withdrawn);
         table.settle();
-        table
-            .line(&format!("\ntrust withdrawn after {:.2} s: edge-1 is `failed`. Why:", begun.elapsed().as_secs_f64()));
+        table.line(&format!("\ntrust withdrawn after {:.2} s: edge-1 is `failed`. Why:", withdrawn.as_secs_f64()));
         for line in reasons(&self.rig, &node) {
             table.line(&format!("  {line}"));
         }

@@ -64,18 +64,14 @@ pub(crate) fn agent() -> Result<Agent> {
         &gnu
     };
     let mut build = tools::cargo(&["build", "--profile", "agent", "--package", "agent-minimal", "--bin", NAME]);
-    build.args(["--target", target, "--features", "compact"]);
+    build.args(["--target", target]);
     let variable = |what: &str| format!("CARGO_TARGET_{}_{what}", target.to_uppercase().replace('-', "_"));
-    let linker_script = tools::root().join("agent-minimal/agent.ld");
-    let small = format!("{SMALL} -C link-arg=-T{}", linker_script.display());
-    if is_musl {
-        // The toolchain's own linker on every architecture: it folds identical functions, and reads the script.
-        build.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
-        build.env(variable("LINKER"), "rust-lld").env(variable("RUSTFLAGS"), small);
-    } else {
+    if !is_musl {
         // Without a file system there is no /dev/urandom to fall back to, so the system call is the only source.
         let flags = "-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"";
         build.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env(variable("RUSTFLAGS"), flags);
+    } else if ARCH == "aarch64" {
+        build.env(variable("LINKER"), "rust-lld");
     }
     tools::run(&mut build)?;
     let built = tools::target_dir().join(target).join("agent").join(NAME);
@@ -177,11 +173,6 @@ fn has_interpreter(file: &[u8]) -> Result<bool> {
 }
 
 const NAME: &str = "trefoil-agent";
-
-/// What makes the musl build small without taking a check out of it (docs/adr/0011): no unwinding tables, short relative
-/// relocations, identical code once, AES tables of the compact kind.
-const SMALL: &str = "-C force-unwind-tables=no -C link-arg=--icf=all -C link-arg=--pack-dyn-relocs=relr \
-                     -C link-arg=--no-eh-frame-hdr -C llvm-args=-enable-machine-outliner=always --cfg aes_compact";
 
 #[cfg(test)]
 mod tests {

@@ -20,7 +20,7 @@ use protocol::{
         bind,
         manifest::{Manifest, VerifiedManifest, manifest_digest},
         nk::Nk,
-        payload::PayloadReceiver,
+        payload::{PayloadReceiver, ReceiveError},
         secret::{ConfirmKey, ShareU, ShareV},
         share::{self, SealedShare},
     },
@@ -140,7 +140,8 @@ impl Provision {
 
     pub(super) fn nk_made(&mut self, nk: Nk) -> Result<(), Error> {
         let Self::AwaitSeed = self else { return Err(self.out_of_order()) };
-        *self = Self::AwaitShares(Box::new(AwaitShares { nk, verifier_quote: None, tenant_quote: None, v: None, u: None }));
+        *self =
+            Self::AwaitShares(Box::new(AwaitShares { nk, verifier_quote: None, tenant_quote: None, v: None, u: None }));
         Ok(())
     }
 
@@ -232,17 +233,19 @@ impl Provision {
         self.give_up(link, sealing_id, ReportKind::PayloadRefused, why)
     }
 
-    /// The driver finished a piece of work.
-    pub(super) fn payload_done(&mut self, link: &mut Link<'_>) -> Result<(), Error> {
-        match *self {
-            Self::AwaitPlaced(unconfirmed) => {
-                link.finished(RouteName::Payload, true);
-                link.outputs.push_back(Output::Payload(PayloadWork::ExtendDelivered));
-                *self = Self::AwaitExtended(unconfirmed);
-            }
-            Self::AwaitExtended(unconfirmed) => *self = send_confirm(link, unconfirmed)?,
-            _ => {} // Begin, Write and Abandon need no next step
-        }
+    /// The payload is in place: only now does the phase PCR say so.
+    pub(super) fn placed(&mut self, link: &mut Link<'_>) -> Result<(), Error> {
+        let Self::AwaitPlaced(unconfirmed) = *self else { return Err(self.out_of_order()) };
+        link.finished(RouteName::Payload, true);
+        link.outputs.push_back(Output::Payload(PayloadWork::ExtendDelivered));
+        *self = Self::AwaitExtended(unconfirmed);
+        Ok(())
+    }
+
+    /// The phase PCR says that the payload is in place: only now does the tenant hear of it.
+    pub(super) fn extended(&mut self, link: &mut Link<'_>) -> Result<(), Error> {
+        let Self::AwaitExtended(unconfirmed) = *self else { return Err(self.out_of_order()) };
+        *self = send_confirm(link, unconfirmed)?;
         Ok(())
     }
 
@@ -259,7 +262,9 @@ impl Provision {
     pub(super) fn confirmed(&mut self, link: &mut Link<'_>) -> Result<(), Error> {
         let Self::AwaitConfirmed(unconfirmed) = *self else { return Err(self.out_of_order()) };
         link.outputs.push_back(Output::Confirmed(unconfirmed.sealing_id));
-        link.outputs.push_back(Output::Autorun);
+        if unconfirmed.autorun {
+            link.outputs.push_back(Output::Autorun);
+        }
         *self = Self::Delivered(unconfirmed.sealing_id);
         Ok(())
     }
@@ -380,10 +385,8 @@ impl AwaitManifest {
             link.outputs.push_back(Output::Seed);
             return Ok(Provision::AwaitSeed);
         };
-        link.outputs.push_back(Output::Payload(PayloadWork::Begin {
-            sealing_id,
-            plaintext_len: manifest.plaintext_len,
-        }));
+        link.outputs
+            .push_back(Output::Payload(PayloadWork::Begin { sealing_id, plaintext_len: manifest.plaintext_len }));
         let szx = link.exchange.fetch_room().szx().map_err(|_| Error::OutOfOrder { state: "AwaitManifest" })?;
         let limit = usize::try_from(manifest.ciphertext_len).unwrap_or(usize::MAX);
         let mut state = Box::new(AwaitPayload {
@@ -439,19 +442,21 @@ impl AwaitPayload {
                 outputs.push_back(Output::Payload(PayloadWork::Write(plaintext.to_vec())));
                 Ok::<_, Infallible>(())
             })
-            .map_err(|error| error.to_string())
+            .map_err(|error| match error {
+                ReceiveError::Payload(why) => why.to_string(),
+                ReceiveError::Sink(never) => match never {},
+            })
     }
 
     fn unconfirmed(&self, link: &Link<'_>) -> Unconfirmed {
-        let Manifest { sealing_id, .. } = self.manifest;
-        let proof =
-            bind::confirm_mac(&self.confirm_key, link.facts.node_id, sealing_id, &self.nk_digest, &self.nonce);
-        Unconfirmed { sealing_id, proof }
+        let Manifest { sealing_id, autorun, .. } = self.manifest;
+        let proof = bind::confirm_mac(&self.confirm_key, link.facts.node_id, sealing_id, &self.nk_digest, &self.nonce);
+        Unconfirmed { sealing_id, proof, autorun }
     }
 }
 
 fn send_confirm(link: &mut Link<'_>, unconfirmed: Unconfirmed) -> Result<Provision, Error> {
-    let Unconfirmed { sealing_id, proof } = unconfirmed;
+    let Unconfirmed { sealing_id, proof, .. } = unconfirmed;
     link.post(Route::Confirm, &Confirm { sealing_id, proof: Array(proof) })?;
     Ok(Provision::AwaitConfirmed(unconfirmed))
 }

@@ -235,7 +235,7 @@ struct Sealed {
 fn sealed(signing: &TenantSigningKey, subject: Subject) -> Sealed {
     let (tenant, verifier) = (RolePrivateKey::generate(&mut OsRng), RolePrivateKey::generate(&mut OsRng));
     let plaintext = write_container(&[File { path: "a", executable: false, bytes: &[5; 100_000] }]).unwrap();
-    let options = SealOptions { subject, payload_id: [1; 16], version: 1, autorun: false, not_after: None };
+    let options = SealOptions { subject, payload_id: [1; 16], version: 1, autorun: true, not_after: None };
     let keys = SealKeys { signing, tenant: &tenant.public(), verifier: &verifier.public() };
     let mut chunks = Vec::new();
     let sealing = seal(&options, &plaintext, &keys, &mut OsRng, |chunk| {
@@ -425,10 +425,11 @@ fn both_shares_lead_to_a_placed_and_confirmed_payload() {
         }
     }
     assert!(plaintext.windows(100).any(|window| window == [5; 100]));
-    peer.input(Input::PayloadDone);
+    assert!(peer.outputs.is_empty() && peer.requests.is_empty(), "what was written is not yet in place");
+    peer.input(Input::Placed);
     assert!(matches!(peer.outputs.pop(), Some(Output::Payload(PayloadWork::ExtendDelivered))));
     assert!(peer.requests.is_empty(), "nothing is confirmed before the phase is extended");
-    peer.input(Input::PayloadDone);
+    peer.input(Input::DeliveredExtended);
     let (token, route, body, _) = peer.request();
     assert_eq!(route, Route::Confirm);
     let confirm: Confirm = message::decode(&body).unwrap();
@@ -531,7 +532,7 @@ fn a_tag_that_does_not_fit_ends_nk_and_asks_for_a_new_one() {
 #[test]
 fn an_unconfirmed_payload_is_confirmed_after_the_first_answered_challenge() {
     let signing = TenantSigningKey::generate(&mut OsRng);
-    let unconfirmed = Unconfirmed { sealing_id: SealingId([5; 16]), proof: [6; 32] };
+    let unconfirmed = Unconfirmed { sealing_id: SealingId([5; 16]), proof: [6; 32], autorun: false };
     let facts = Facts { wants: Wants::Attest, unconfirmed: Some(unconfirmed), ..facts(&signing) };
     let mut peer = Peer::new(&facts);
     peer.answer_hello(HelloAnswer::Known);
@@ -539,9 +540,13 @@ fn an_unconfirmed_payload_is_confirmed_after_the_first_answered_challenge() {
     peer.challenge(Role::Verifier, Purpose::Attest);
     let order = peer.quote_order();
     peer.input(Input::Quoted(Box::new(quoted(&order, 1))));
-    let (_, route, body, _) = peer.request();
+    let (token, route, body, _) = peer.request();
     let confirm: Confirm = message::decode(&body).unwrap();
     assert_eq!((route, confirm.sealing_id, confirm.proof.0), (Route::Confirm, SealingId([5; 16]), [6; 32]));
+    peer.outputs.clear();
+    peer.exchange.respond(token, &OutMessage::new(Code::CHANGED)).unwrap();
+    peer.pump();
+    assert!(matches!(peer.outputs[..], [Output::Confirmed(_)]), "autorun was not asked for: {:?}", peer.outputs);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hil_tests::rig::{Agent, Options, Rig};
@@ -222,9 +222,16 @@ impl Scene {
 
     /// As [`Scene::session`], at another gateway.
     pub(crate) fn session_at(&self, gateway: &RogueGateway) -> Result<RogueSession> {
-        let mut session = gateway.accept(SOON).with_context(|| self.tail())?;
-        session.wait_bound(SOON).with_context(|| self.tail())?;
-        Ok(session)
+        let deadline = Instant::now() + SOON;
+        loop {
+            let session = gateway.accept(SOON).and_then(|mut session| session.wait_bound(SOON).map(|_| session));
+            match session {
+                Ok(session) => return Ok(session),
+                // One that an agent began which was ended meanwhile: the next is the living one's.
+                Err(_) if Instant::now() < deadline => {}
+                Err(why) => return Err(why).with_context(|| self.tail()),
+            }
+        }
     }
 
     /// Starts the agent, waits until the node is bound, and seals its payload: the desk serves it.
@@ -312,12 +319,12 @@ impl Scene {
         self.reports(session, sealing, kind, words)?;
         let closed = session.wait_closed(SOON)?;
         ensure!(closed.is_some(), "the agent keeps the connection\n{}", self.tail());
-        ensure!(session.record.confirms.is_empty() && session.record.reports.len() == 1, "{:?}", session.record);
-        ensure!(self.agent()?.lines().iter().any(|line| line.contains(words)), "it says nothing\n{}", self.tail());
+        ensure!(session.record.confirms.is_empty() && session.record.reports.is_empty(), "{:?}", session.record);
+        self.says(words)?;
         self.nothing_new()
     }
 
-    /// Waits for a report about this sealing.
+    /// Waits for a report about this sealing, and takes it off the record.
     pub(crate) fn reports(
         &self,
         session: &mut RogueSession,
@@ -325,7 +332,9 @@ impl Scene {
         kind: ReportKind,
         words: &str,
     ) -> Result<()> {
-        let report = session.wait_report(SOON).with_context(|| self.tail())?;
+        // It may have come together with an answer that was waited for: the first that was not looked at yet.
+        session.serve_until(SOON, |record| !record.reports.is_empty()).with_context(|| self.tail())?;
+        let report = session.record.reports.remove(0);
         let text = String::from_utf8_lossy(&report.text);
         ensure!(report.kind == kind && text.contains(words), "it reports {:?}: {text}", report.kind);
         ensure!(report.sealing_id == sealing.sealing_id && report.code == 0, "it reports another sealing: {report:?}");

@@ -200,8 +200,10 @@ impl State {
             ("", _) => step.program.split(' ').next().unwrap_or_default().to_owned(),
             (from, to) => format!("{from} -> {to}"),
         };
-        let number =
-            |value: Option<f64>, digits: usize| value.map_or_else(String::new, |value| format!("{value:.digits$}"));
+        // Between two roles of one process there is nothing to measure.
+        let number = |value: Option<f64>, digits: usize| {
+            value.filter(|&value| value > 0.0).map_or_else(String::new, |value| format!("{value:.digits$}"))
+        };
         let mut line =
             format!("{:<12} {who:<24} {:>9} {:>9} {:>9}", step.step, number(ms, 2), number(up, 0), number(down, 0));
         if self.nodes > 1 {

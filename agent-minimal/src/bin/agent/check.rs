@@ -205,7 +205,7 @@ fn phase_pcr(report: &mut Report, tpm: &mut dyn Tpm, settings: &Settings, keys: 
         report.missing(
             name,
             "was extended by something else, or under another configuration",
-            "set phase-pcr to a PCR from 8 to 15 that nothing else uses; a changed configuration counts from the next boot",
+            "set phase-pcr to a PCR from 8 to 15 that nothing else uses; a new configuration counts from the next boot",
         );
     }
 }
@@ -249,7 +249,7 @@ fn servers(report: &mut Report, settings: &Settings, kernel: &Kernel) {
             Err(why) => report.missing(
                 name,
                 why,
-                "check name, port, network and firewall, and that its certificate names it and comes from the pinned ca",
+                "check name, port, network, firewall, and that its certificate names it and is from the pinned ca",
             ),
         }
     }

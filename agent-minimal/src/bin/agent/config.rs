@@ -1,4 +1,4 @@
-//! The agent's settings: one name each, as flag, as line of a file, and as kernel argument, in this order of precedence.
+//! The agent's settings: one name each, as flag, as line of a file, as kernel argument, in this order of precedence.
 //!
 //! Only text is judged here; the files that settings name are read by whoever uses them.
 

@@ -31,7 +31,7 @@ use crate::{
     config::{Settings, Tcti},
     log::{self, Field},
     logs::Logs,
-    payload::{AUTORUN_LIMIT, Autorun, Incoming},
+    payload::{AUTORUN_LIMIT, Autorun, Incoming, Placed},
     supervise::Backoff,
     tls::{self, Connection, Connector, Read},
 };
@@ -184,8 +184,8 @@ impl Drive {
                                 let bytes = buf.get(..len).unwrap_or_default();
                                 session.input(&mut machine, Input::Bytes(bytes))?;
                             }
-                            Ok(Read::TimedOut) => break,
-                            Ok(Read::Closed) => return Err("the gateway closed the connection".into()),
+                            // What was said before an end is acted upon first: it may be a Release.
+                            Ok(Read::TimedOut | Read::Closed) => break,
                             Err(why) => return Err(why.to_string()),
                         }
                     }
@@ -212,8 +212,9 @@ impl Drive {
             wants: if placed.is_some() { Wants::Attest } else { self.settings.wants },
             has_boot_log: self.logs.has_boot_log(),
             has_ima_log: self.logs.has_ima_log(),
-            unconfirmed: placed
-                .and_then(|placed| Some(Unconfirmed { sealing_id: placed.sealing_id, proof: placed.proof? })),
+            unconfirmed: placed.and_then(|Placed { sealing_id, proof, autorun }| {
+                Some(Unconfirmed { sealing_id, proof: proof?, autorun })
+            }),
         }
     }
 
@@ -355,16 +356,20 @@ impl Drive {
         let result = match work {
             PayloadWork::Begin { sealing_id, plaintext_len } => {
                 session.incoming = None; // an earlier one is removed first
-                home.begin(sealing_id, plaintext_len).map(|incoming| session.incoming = Some(incoming))
+                home.begin(sealing_id, plaintext_len).map(|incoming| {
+                    session.incoming = Some(incoming);
+                    None
+                })
             }
             PayloadWork::Write(plaintext) => match &mut session.incoming {
-                Some(incoming) => incoming.write(&plaintext),
+                Some(incoming) => incoming.write(&plaintext).map(|()| None),
                 None => return Ok(()), // it failed before, and was reported
             },
             PayloadWork::Place(unconfirmed) => match session.incoming.take() {
-                Some(incoming) => incoming.place(&unconfirmed.proof).map(|()| {
+                Some(incoming) => incoming.place(&unconfirmed.proof, unconfirmed.autorun).map(|()| {
                     self.booted.placed = self.booted.home.existing();
                     log::info!("the payload is in place at {}", home.path().display());
+                    Some(Input::Placed)
                 }),
                 None => return Ok(()),
             },
@@ -372,7 +377,7 @@ impl Drive {
                 if !self.booted.tenant_keys.is_empty() {
                     self.booted.extend_delivered(&self.settings).map_err(|why| why.to_string())?;
                 }
-                Ok(())
+                Ok(Some(Input::DeliveredExtended))
             }
             PayloadWork::Abandon => {
                 session.incoming = None;
@@ -380,7 +385,8 @@ impl Drive {
             }
         };
         match result {
-            Ok(()) => session.input(machine, Input::PayloadDone),
+            Ok(None) => Ok(()),
+            Ok(Some(done)) => session.input(machine, done),
             Err(why) => {
                 log::error!("{why}");
                 session.incoming = None;

@@ -1,7 +1,7 @@
 //! Random bytes: from the kernel once its pool is ready, else from kernel and TPM together, else not at all.
 //!
-//! Early in a boot the kernel's pool may not be initialised. That holds nothing up for ever, and never makes a weak key:
-//! the TPM's generator then has to contribute.
+//! Early in a boot the kernel's pool may not be ready. That holds nothing up for ever, and never makes a weak key: the
+//! TPM's generator then has to contribute.
 
 use std::{
     thread,

@@ -1,7 +1,7 @@
 //! The two logs of a boot: the firmware's, and the kernel's measurement list (IMA) in its binary form.
 //!
-//! They are read where they are, in small pieces. Nothing is judged here: an entry of the list is only measured, to know
-//! where the next begins.
+//! They are read where they are, in small pieces. Nothing is judged here: an entry of the list is only measured, to
+//! know where the next begins.
 
 use std::{
     fs::{self, File, Metadata},

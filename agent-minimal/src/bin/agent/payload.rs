@@ -98,6 +98,8 @@ pub(crate) struct Placed {
     pub(crate) sealing_id: SealingId,
     /// The proof of `confirm`, while that waits for its answer.
     pub(crate) proof: Option<[u8; 32]>,
+    /// The manifest asks for autorun, which starts once `confirm` is answered.
+    pub(crate) autorun: bool,
 }
 
 /// The directory payloads go to, its hidden siblings, and the record beside it.
@@ -159,7 +161,7 @@ impl PayloadDir {
             Some(placed) if placed.sealing_id == sealing_id => {
                 let inode =
                     fs::symlink_metadata(&self.target).map_err(|why| PayloadError::io("reading payload-dir", why))?;
-                self.write_record(Placed { sealing_id, proof: None }, inode.ino())
+                self.write_record(Placed { sealing_id, proof: None, autorun: false }, inode.ino())
             }
             _ => Ok(()),
         }
@@ -282,12 +284,13 @@ impl Incoming<'_> {
     ///
     /// # Errors
     /// [`PayloadError`]; what was in place before is then still there.
-    pub(crate) fn place(mut self, proof: &[u8; 32]) -> Result<(), PayloadError> {
+    pub(crate) fn place(mut self, proof: &[u8; 32], autorun: bool) -> Result<(), PayloadError> {
         self.files = None;
         std::mem::replace(&mut self.reader, ContainerReader::new()).finish()?;
         let inode =
             fs::symlink_metadata(&self.hidden).map_err(|why| PayloadError::io("reading what was unpacked", why))?;
-        self.home.write_record(Placed { sealing_id: self.sealing_id, proof: Some(*proof) }, inode.ino())?;
+        let placed = Placed { sealing_id: self.sealing_id, proof: Some(*proof), autorun };
+        self.home.write_record(placed, inode.ino())?;
         swap_in(&self.hidden, &self.home.target, &self.home.beside("old"))
             .map_err(|why| PayloadError::io("renaming the payload into place", why))?;
         // What is under the hidden name now is what was in place before, if anything.
@@ -393,7 +396,12 @@ fn encode_record(placed: Placed, inode: u64) -> Vec<u8> {
     record.extend_from_slice(RECORD_MAGIC);
     record.extend_from_slice(placed.sealing_id.as_bytes());
     record.extend_from_slice(&inode.to_be_bytes());
-    record.push(placed.proof.is_some().into());
+    // Autorun has no meaning but with a proof.
+    record.push(match placed.proof {
+        None => 0,
+        Some(_) if placed.autorun => 2,
+        Some(_) => 1,
+    });
     record.extend_from_slice(&placed.proof.unwrap_or_default());
     record
 }
@@ -405,13 +413,13 @@ fn decode_record(bytes: &[u8]) -> Result<(Placed, u64), CodecError> {
     }
     let sealing_id = SealingId(reader.array()?);
     let inode = reader.u64()?;
-    let proof = match (reader.u8()?, reader.array()?) {
-        (0, _) => None,
-        (1, proof) => Some(proof),
+    let (proof, autorun) = match (reader.u8()?, reader.array()?) {
+        (0, _) => (None, false),
+        (state @ (1 | 2), proof) => (Some(proof), state == 2),
         _ => return Err(CodecError::BadValue),
     };
     reader.finish()?;
-    Ok((Placed { sealing_id, proof }, inode))
+    Ok((Placed { sealing_id, proof, autorun }, inode))
 }
 
 /// Memory that can be had without swapping, in bytes.

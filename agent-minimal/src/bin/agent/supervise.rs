@@ -101,7 +101,9 @@ pub(crate) fn become_worker(parent: u32) -> io::Result<()> {
     if parent_id() != parent {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the supervising process is gone"));
     }
-    sys::hide_memory()
+    sys::hide_memory()?;
+    // The parent holds signals back and passes them on: here they end the process, as they do any other.
+    sys::release_signals()
 }
 
 enum End {
@@ -154,7 +156,7 @@ fn stop(worker: &mut Child) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits; a signal other than a child's ends it, and so does the deadline, which is then seen by the next worker's watch.
+/// Waits; a signal other than a child's ends it, and so does the deadline, which the next worker's watch then sees.
 fn rest(delay: Duration, deadline: Option<Instant>) -> io::Result<Option<i32>> {
     let mut end = Instant::now() + delay;
     if let Some(deadline) = deadline {

@@ -79,11 +79,20 @@ pub(crate) fn hide_memory() -> io::Result<()> {
 /// Signals that a supervising process waits for.
 const AWAITED: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
 
-/// Holds these signals back until [`wait_signal`] takes them. The standard library clears the mask of children.
+/// Holds these signals back until [`wait_signal`] takes them. Children inherit that.
 pub(crate) fn hold_signals() -> io::Result<()> {
+    mask_signals(libc::SIG_BLOCK)
+}
+
+/// Lets these signals through again, also those that came meanwhile.
+pub(crate) fn release_signals() -> io::Result<()> {
+    mask_signals(libc::SIG_UNBLOCK)
+}
+
+fn mask_signals(how: libc::c_int) -> io::Result<()> {
     let set = awaited();
     // SAFETY: the set is initialised; the old mask is not asked for.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } {
+    match unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) } {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(code)),
     }
@@ -223,7 +232,7 @@ impl Directory {
 
     fn open_at(at: RawFd, name: &CString) -> io::Result<Self> {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-        // SAFETY: the name is a NUL-terminated string that lives through the call; `at` is an open directory or AT_FDCWD.
+        // SAFETY: the name is a NUL-terminated string that lives through the call; `at` is open, or AT_FDCWD.
         owned(unsafe { libc::openat(at, name.as_ptr(), flags) }).map(Self)
     }
 }
@@ -250,6 +259,43 @@ fn c_component(name: &str) -> io::Result<CString> {
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The image's program aborts on a panic and never unwinds. These stand in for the C library's unwinder, which the
+/// standard library names for unwinding and to print a backtrace: with them neither that unwinder nor the reader of
+/// debug information is linked, a quarter of the program.
+#[cfg(all(target_env = "musl", any(target_arch = "x86_64", target_arch = "aarch64"), panic = "abort", not(test)))]
+mod unwinder {
+    use std::ffi::{c_int, c_void};
+
+    /// _URC_END_OF_STACK.
+    const END_OF_STACK: c_int = 5;
+
+    /// Visits no frame: a backtrace is empty.
+    // SAFETY: nobody else defines this name, since the unwinder's archive is only asked for names that are missing. The
+    // callback is not called, and nothing is dereferenced.
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_Backtrace(_: *const c_void, _: *mut c_void) -> c_int {
+        END_OF_STACK
+    }
+
+    macro_rules! never_called {
+        ($($name:ident)+) => {
+            $(
+                // SAFETY: nobody else defines this name, as above. It is called while a frame is unwound, which does
+                // not happen; were it called, the process would end here.
+                #[unsafe(no_mangle)]
+                extern "C" fn $name() -> ! {
+                    std::process::abort()
+                }
+            )+
+        };
+    }
+
+    never_called! {
+        _Unwind_GetDataRelBase _Unwind_GetIP _Unwind_GetIPInfo _Unwind_GetLanguageSpecificData _Unwind_GetRegionStart
+        _Unwind_GetTextRelBase _Unwind_Resume _Unwind_SetGR _Unwind_SetIP
+    }
 }
 
 #[cfg(test)]

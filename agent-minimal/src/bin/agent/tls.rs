@@ -3,7 +3,7 @@
 //! A server proves itself before anything else: exactly one certificate, issued directly by a pinned authority and
 //! naming the configured server, then a CertificateVerify over the handshake with its key. Only when the guard has seen
 //! both, in this order, does a [`Connection`] exist. Below it, [`Wire`] lets nothing through that has no place at that
-//! point of the record layer. Nothing of ours rests on TLS alone; what certificates have to say is [`x509`](crate::x509).
+//! point of the record layer. Nothing of ours rests on TLS alone; what certificates must say is [`x509`](crate::x509).
 
 use std::{
     cell::Cell,
@@ -72,7 +72,7 @@ pub(crate) fn clock() -> Clock {
     Clock { not_before: BUILD_DATE, now: (now >= BUILD_DATE).then_some(now) }
 }
 
-/// The proof that a server holds the key of a certificate it was allowed to show. Only [`Connector::connect`] makes one.
+/// Proof that a server holds the key of a certificate it was allowed to show. Only [`Connector::connect`] makes one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct ServerAuthenticated {
     certificate_digest: [u8; 32],
@@ -273,6 +273,7 @@ impl Connection<'_> {
             return Ok(Read::Bytes(0));
         }
         self.wire.deadline.set(timeout.map(|timeout| Instant::now() + timeout));
+        self.wire.has_begun.set(false);
         match self.tls.read_buffered() {
             Ok(mut plaintext) => {
                 let len = plaintext.pop_into(buf);
@@ -479,6 +480,8 @@ struct Wire {
     record_deadline: Cell<Instant>,
     /// Until when a record may begin.
     deadline: Cell<Option<Instant>>,
+    /// Whether a record was begun for the current read: the first is taken even where the deadline is now.
+    has_begun: Cell<bool>,
     fault: Cell<Option<WireError>>,
     up: Cell<u64>,
     down: Cell<u64>,
@@ -496,6 +499,7 @@ impl Wire {
             body_left: Cell::new(0),
             record_deadline: Cell::new(deadline),
             deadline: Cell::new(Some(deadline)),
+            has_begun: Cell::new(false),
             fault: Cell::new(None),
             up: Cell::new(0),
             down: Cell::new(0),
@@ -547,13 +551,18 @@ impl Wire {
     fn next_record(&self) -> Result<bool, WireError> {
         loop {
             let left = self.deadline.get().map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let in_time = sys::wait_readable(&self.stream, left);
+            // A peer that keeps a reader busy with records of no content does not outlast the deadline.
+            let in_time = match left {
+                Some(Duration::ZERO) if self.has_begun.get() => Ok(false),
+                _ => sys::wait_readable(&self.stream, left),
+            };
             match (in_time, self.phase.get()) {
                 (Ok(true), _) => {}
                 (Ok(false), Phase::Open) => return Ok(false),
                 (Ok(false), _) => return self.fail(WireError::Stalled),
                 (Err(_), _) => return self.fail(WireError::Broken),
             }
+            self.has_begun.set(true);
             if self.phase.get() == Phase::Open {
                 self.record_deadline.set(Instant::now() + self.record_limit);
             }

@@ -1,8 +1,15 @@
 //! What the agent asks of a TPM, whichever way it is reached.
 //!
 //! No connection is held between two uses: a call connects, does all that belongs together, and lets go.
+//!
+//! A build without features has one backend, [`direct`]. One with the feature `tss-esapi` reaches every TPM through the
+//! system's TSS (module `esapi`), whatever the `tcti` setting says, and takes that library's other ways to a TPM too
+//! (`tabrmd`, `mssim:host=…,port=…`).
 
+#[cfg_attr(feature = "tss-esapi", allow(dead_code, reason = "there it is the other backend's test oracle"))]
 pub(crate) mod direct;
+#[cfg(feature = "tss-esapi")]
+pub(crate) mod esapi;
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -75,8 +82,15 @@ pub(crate) trait Tpm {
 }
 
 /// Names the TPM that the settings lead to; it is not touched yet. `rng` makes the sessions' salts and nonces.
+#[cfg(not(feature = "tss-esapi"))]
 pub(crate) fn open(tcti: &Tcti, rng: Rng) -> Box<dyn Tpm> {
     Box::new(direct::Direct::new(tcti.clone(), rng))
+}
+
+/// Names the TPM that the settings lead to; it is not touched yet. The TSS makes its sessions' salts and nonces itself.
+#[cfg(feature = "tss-esapi")]
+pub(crate) fn open(tcti: &Tcti, _rng: Rng) -> Box<dyn Tpm> {
+    Box::new(esapi::Esapi::new(tcti.clone()))
 }
 
 /// Who this machine is, by its TPM.
@@ -129,7 +143,10 @@ impl About {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TpmError {
     /// Nothing there.
-    #[error("there is no TPM at {path}: is it turned on in the firmware, is its driver loaded? (setting tcti)", path = .0.display())]
+    #[error(
+        "there is no TPM at {path}: is it turned on in the firmware, is its driver loaded? (setting tcti)",
+        path = .0.display()
+    )]
     Missing(PathBuf),
     /// Not allowed.
     #[error("the TPM at {path} may not be opened: the agent has to run as root, or in its group", path = .0.display())]
@@ -147,9 +164,7 @@ pub(crate) enum TpmError {
     #[error("the TPM was not started by the firmware (TPM2_Startup)")]
     NotStarted,
     /// Dictionary protection.
-    #[error(
-        "the TPM is locked out after failed authorisations; it recovers with time, or by `tpm2_dictionarylockout -c`"
-    )]
+    #[error("the TPM is locked out after failed authorisations; wait, or `tpm2_dictionarylockout -c`")]
     LockedOut,
     /// The TPM's word.
     #[error("{what}: the TPM refused with {rc}")]
@@ -185,6 +200,28 @@ pub(crate) enum TpmError {
     /// Too few bytes.
     #[error("the TPM gave fewer random bytes than it was asked for")]
     TooFewRandomBytes,
+    /// Not a way that the TSS knows.
+    #[cfg(feature = "tss-esapi")]
+    #[error("tcti `{0}` is none of device:PATH, swtpm:host=…,port=…, mssim:host=…,port=… and tabrmd")]
+    UnknownTcti(String),
+    /// The system's TSS, by a layer above the TPM.
+    #[cfg(feature = "tss-esapi")]
+    #[error("{what}: the system's TSS failed with 0x{code:08x} (tpm2_rc_decode explains it)")]
+    Stack {
+        /// Which command.
+        what: &'static str,
+        /// TSS2_RC: the layer in bits 16 to 23, its code below.
+        code: u32,
+    },
+    /// The Rust interface of the TSS.
+    #[cfg(feature = "tss-esapi")]
+    #[error("{what}: {kind}")]
+    Wrapper {
+        /// Which command.
+        what: &'static str,
+        /// Why.
+        kind: tss_esapi::WrapperErrorKind,
+    },
     /// None of ours.
     #[error("the TPM makes none of the attestation keys that are known here")]
     NoAttestationKey,

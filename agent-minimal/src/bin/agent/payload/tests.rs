@@ -33,7 +33,7 @@ fn put(home: &PayloadDir, id: SealingId, plaintext: &[u8]) -> Result<(), Payload
     for piece in plaintext.chunks(100) {
         incoming.write(piece)?;
     }
-    incoming.place(&[9; 32])
+    incoming.place(&[9; 32], false)
 }
 
 fn names(path: &Path) -> Vec<String> {
@@ -52,12 +52,12 @@ fn payload_is_placed_with_its_modes_and_its_record() {
     assert_eq!(fs::read(home.path().join("a/b/c.txt")).unwrap(), b"text");
     let mode = |name: &str| fs::metadata(home.path().join(name)).unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode("."), mode("a"), mode("a/b/c.txt"), mode("autorun")), (0o700, 0o700, 0o600, 0o700));
-    assert_eq!(home.existing(), Some(Placed { sealing_id: ID, proof: Some([9; 32]) }));
+    assert_eq!(home.existing(), Some(Placed { sealing_id: ID, proof: Some([9; 32]), autorun: false }));
     assert_eq!(names(&scratch.path().join("run")), [".payload.confirm", "payload"]);
     home.confirmed(SealingId([8; 16])).unwrap();
-    assert_eq!(home.existing(), Some(Placed { sealing_id: ID, proof: Some([9; 32]) }));
+    assert_eq!(home.existing(), Some(Placed { sealing_id: ID, proof: Some([9; 32]), autorun: false }));
     home.confirmed(ID).unwrap();
-    assert_eq!(home.existing(), Some(Placed { sealing_id: ID, proof: None }));
+    assert_eq!(home.existing(), Some(Placed { sealing_id: ID, proof: None, autorun: false }));
     home.forget();
     assert_eq!(home.existing(), None);
 }
@@ -82,9 +82,9 @@ fn unfinished_payload_leaves_nothing_and_keeps_what_was_there() {
     let next = container(&[("new", false, b"2")]);
     let mut incoming = home.begin(SealingId([8; 16]), next.len() as u64).unwrap();
     incoming.write(&next[..next.len() - 1]).unwrap();
-    assert!(matches!(incoming.place(&[0; 32]), Err(PayloadError::Refused(ContainerError::Truncated))));
+    assert!(matches!(incoming.place(&[0; 32], false), Err(PayloadError::Refused(ContainerError::Truncated))));
     assert_eq!(names(scratch.path()), [".payload.confirm", "payload"]);
-    assert_eq!(home.existing(), Some(Placed { sealing_id: ID, proof: Some([9; 32]) }));
+    assert_eq!(home.existing(), Some(Placed { sealing_id: ID, proof: Some([9; 32]), autorun: false }));
 }
 
 #[test]
@@ -118,15 +118,16 @@ fn leftovers_of_a_killed_run_are_cleaned_and_nothing_else() {
 
 #[test]
 fn record_with_any_byte_cut_or_added_is_none() {
-    let record = encode_record(Placed { sealing_id: ID, proof: Some([1; 32]) }, 5);
+    let placed = Placed { sealing_id: ID, proof: Some([1; 32]), autorun: true };
+    let record = encode_record(placed, 5);
     assert_eq!(record.len(), RECORD_LEN);
-    assert_eq!(decode_record(&record), Ok((Placed { sealing_id: ID, proof: Some([1; 32]) }, 5)));
+    assert_eq!(decode_record(&record), Ok((placed, 5)));
     for len in 0..record.len() {
         assert_eq!(decode_record(&record[..len]), Err(CodecError::Truncated));
     }
     assert_eq!(decode_record(&[&record[..], &[0]].concat()), Err(CodecError::TrailingBytes));
     let mut bad = record;
-    bad[40] = 2;
+    bad[40] = 3;
     assert_eq!(decode_record(&bad), Err(CodecError::BadValue));
 }
 

@@ -46,7 +46,8 @@ fn swtpm(certificates: bool) -> Option<Swtpm> {
     let dir = state.path().to_str().unwrap().to_owned();
     let path = |name: &str| format!("{dir}/{name}");
     let localca = format!(
-        "statedir = {dir}/ca\nsigningkey = {dir}/ca/key.pem\nissuercert = {dir}/ca/issuer.pem\ncertserial = {dir}/ca/serial\n"
+        "statedir = {dir}/ca\nsigningkey = {dir}/ca/key.pem\nissuercert = {dir}/ca/issuer.pem\n\
+         certserial = {dir}/ca/serial\n"
     );
     fs::create_dir(path("ca")).unwrap();
     fs::write(path("localca.conf"), localca).unwrap();
