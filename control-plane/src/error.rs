@@ -120,8 +120,14 @@ impl From<StoreError> for ApiError {
             source if source.is_full() => Self {
                 kind: "storage_full",
                 status: StatusCode::INSUFFICIENT_STORAGE,
-                detail: "The file system of the database is full. Nothing was changed; make room there, then try again."
-                    .into(),
+                detail: match &source {
+                    StoreError::NoRoom { needed, free } => format!(
+                        "The file system of the database is too full: {needed} bytes are needed, {free} are free. Nothing \
+                         was changed; make room there, then try again."
+                    ),
+                    _ => "The file system of the database is full. Nothing was changed; make room there, then try again."
+                        .into(),
+                },
                 retry_after_s: None,
                 source: Some(source),
             },

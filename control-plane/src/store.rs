@@ -71,13 +71,19 @@ pub enum StoreError {
     Conflict(Conflict),
     #[error("there is no such {0}")]
     NotFound(&'static str),
+    #[error("{needed} bytes are needed where the database is, {free} are free")]
+    NoRoom { needed: u64, free: u64 },
 }
 
 impl StoreError {
     /// Whether the database has no room left for what was to be written.
     pub fn is_full(&self) -> bool {
-        // SQLITE_FULL (sqlite.org/rescode.html); 53100 disk_full (PostgreSQL, Appendix A).
-        matches!(self, Self::Database(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("13" | "53100")))
+        match self {
+            Self::NoRoom { .. } => true,
+            // SQLITE_FULL (sqlite.org/rescode.html); 53100 disk_full (PostgreSQL, Appendix A).
+            Self::Database(sqlx::Error::Database(error)) => matches!(error.code().as_deref(), Some("13" | "53100")),
+            _ => false,
+        }
     }
 }
 

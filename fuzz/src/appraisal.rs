@@ -227,6 +227,10 @@ const NOW: i64 = 1_767_225_600;
 ///
 /// Input: the TPMT_PUBLIC of the EK, a root, then up to five certificates of the chain, each behind its length.
 pub fn ek_certificate(data: &[u8]) {
+    let _ = is_endorsed(data);
+}
+
+fn is_endorsed(data: &[u8]) -> bool {
     let mut script = Script::new(data);
     let (public, root) = (script.long(), script.long());
     let mut chain = Vec::new();
@@ -238,7 +242,7 @@ pub fn ek_certificate(data: &[u8]) {
     assert_eq!(loaded.is_ok(), certificate_spki(root).is_ok());
     assert_eq!(roots.count(), usize::from(loaded.is_ok()));
     let spkis: Vec<_> = chain.iter().map(|certificate| certificate_spki(certificate)).collect();
-    let Ok(public) = TpmtPublic::decode(public) else { return };
+    let Ok(public) = TpmtPublic::decode(public) else { return false };
     let result = roots.validate(&chain, &public, NOW);
     if let Ok(endorsement) = &result {
         assert!(!endorsement.issuer().chars().any(char::is_control));
@@ -246,7 +250,7 @@ pub fn ek_certificate(data: &[u8]) {
         let of_certificate = spkis[0].as_ref().map(|spki| bind::node_id(spki));
         assert_eq!(of_key.ok(), of_certificate.ok());
     }
-    let _ = result.map_err(|error| (error.code(), error.to_string()));
+    result.map_err(|error| (error.code(), error.to_string())).is_ok()
 }
 
 /// A root, an intermediate and an EK's certificate, and the EK.
@@ -320,4 +324,20 @@ fn certificates(pem: &[u8]) -> Vec<Vec<u8>> {
     let body = |part: &str| part.split("-----END").next().unwrap_or_default().split_whitespace().collect::<String>();
     let parts = text.split("-----BEGIN CERTIFICATE-----").skip(1).map(body);
     parts.filter_map(|part| base64::engine::general_purpose::STANDARD.decode(part).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seeds_parse_and_are_endorsed() {
+        assert!(boot_log_seeds()[..4].iter().all(|seed| BootLog::parse(seed).is_ok()));
+        assert!(policy_seeds()[..3].iter().all(|seed| Policy::parse(seed).is_ok()));
+        let endorsed: Vec<_> = ek_certificate_seeds()[..3].iter().map(|seed| is_endorsed(seed)).collect();
+        assert_eq!(endorsed, [true, true, false]);
+        let never = Digest::new(&[0xee; 32]).unwrap();
+        let replayed: Vec<_> = ima_log_seeds()[..3].iter().map(|seed| replay(&seed[2..], 0, never, |_| {}).0).collect();
+        assert_eq!(replayed, [5, 5, 1]);
+    }
 }

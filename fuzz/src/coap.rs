@@ -285,3 +285,22 @@ pub(crate) fn coap_exchange_seeds() -> Vec<Vec<u8>> {
     seeds.push([&[1, 5][..], &answers].concat());
     seeds
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seed_is_a_frame_and_a_stream_of_them_is_understood() {
+        let whole = |seed: &Vec<u8>| {
+            let decoded = frame::decode(seed, limits::MAX_MESSAGE_LEN);
+            matches!(decoded, Ok(Some((_, used))) if used == seed.len())
+        };
+        assert!(coap_frame_seeds().iter().all(whole));
+        let answers = coap_exchange_seeds().pop().unwrap();
+        let mut stream = Exchange::<()>::new(limits::MAX_MESSAGE_LEN).take_outgoing();
+        stream.extend_from_slice(&answers[2..]);
+        let (text, _) = trace(&stream, 0);
+        assert_eq!((text.matches("Response").count(), text.matches("Stray").count()), (3, 1), "{text}");
+    }
+}

@@ -38,6 +38,21 @@ const TENANT_NONCE: [u8; 32] = [Role::Tenant as u8; 32];
 ///
 /// Input: what the node is (one byte), then a script: an operation (one byte) with what it takes.
 pub fn agent_machine(data: &[u8]) {
+    let _ = play(data);
+}
+
+/// How far a script got.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Reached {
+    bound: bool,
+    quotes: u8,
+    placed: bool,
+    confirmed: bool,
+    autorun: bool,
+    closed: bool,
+}
+
+fn play(data: &[u8]) -> Reached {
     let mut script = Script::new(data);
     let fixture = fixture();
     let facts = facts(fixture, script.byte());
@@ -52,6 +67,7 @@ pub fn agent_machine(data: &[u8]) {
         outputs: VecDeque::new(),
         written: Vec::new(),
         begun: None,
+        reached: Reached::default(),
     };
     world.pump();
     for _ in 0..200 {
@@ -65,6 +81,7 @@ pub fn agent_machine(data: &[u8]) {
     if world.closed {
         assert_eq!(world.machine.handle_input(world.now_ms, None, Input::Tick), Err(Error::Closed));
     }
+    Reached { bound: world.machine.is_bound(), closed: world.closed, ..world.reached }
 }
 
 fn facts(fixture: &Fixture, kind: u8) -> Facts {
@@ -98,6 +115,7 @@ struct World<'f> {
     /// Plaintext since the last `Begin`, and of which sealing.
     written: Vec<u8>,
     begun: Option<SealingId>,
+    reached: Reached,
 }
 
 impl World<'_> {
@@ -165,7 +183,13 @@ impl World<'_> {
                     self.written.clear();
                 }
                 Output::Payload(PayloadWork::Write(bytes)) => self.written.extend_from_slice(bytes),
-                Output::Payload(PayloadWork::Place(unconfirmed)) => self.check_placed(unconfirmed),
+                Output::Payload(PayloadWork::Place(unconfirmed)) => {
+                    self.check_placed(unconfirmed);
+                    self.reached.placed = true;
+                }
+                Output::Quote(_) => self.reached.quotes = self.reached.quotes.saturating_add(1),
+                Output::Confirmed(_) => self.reached.confirmed = true,
+                Output::Autorun => self.reached.autorun = true,
                 _ => {}
             }
             self.outputs.push_back(output);
@@ -468,4 +492,23 @@ pub(crate) fn agent_machine_seeds() -> Vec<Vec<u8>> {
         vec![0, 0, 6, 1, 2, 3, 4, 5, 6, 17, 1, 0x80],
         vec![0, 12, 0x84, 3, 1, 2, 3],
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seeds_get_as_far_as_they_are_meant_to() {
+        let reached: Vec<_> = agent_machine_seeds().iter().map(|seed| play(seed)).collect();
+        let delivered = Reached { bound: true, quotes: 1, placed: true, confirmed: true, autorun: true, closed: false };
+        assert_eq!(reached[0], delivered);
+        assert_eq!(reached[1], delivered);
+        assert_eq!(reached[2], Reached { autorun: false, ..delivered });
+        assert!(reached[3].quotes == 1 && !reached[3].closed, "{reached:?}");
+        assert!(reached[5].bound && !reached[5].placed, "no pin, no payload: {reached:?}");
+        assert!(reached[6].bound && reached[6].quotes == 1, "{reached:?}");
+        assert!(reached[7].quotes == 2 && reached[7].confirmed, "{reached:?}");
+        assert!(reached[8].closed && reached[9].closed, "out of order: {reached:?}");
+    }
 }

@@ -153,7 +153,20 @@ pub(crate) fn pcr_selection_seeds() -> Vec<Vec<u8>> {
 ///
 /// A response that starts a session is then taken for the answer to a command under it as well.
 pub fn tpm_response(data: &[u8]) {
-    let results = [
+    let results = parse_as_each(data);
+    let says = data.first_chunk::<10>().and_then(|header| command::response_len(header).ok());
+    if says != Some(data.len()) {
+        assert_eq!(results, [false; 15], "{} bytes that say {says:?}", data.len());
+    }
+    let _ = command::secret_parameter(data);
+    if results[14] {
+        session(data);
+    }
+}
+
+/// Which parsers take a response.
+fn parse_as_each(data: &[u8]) -> [bool; 15] {
+    [
         Response::parse(data, false).is_ok(),
         Response::parse(data, true).is_ok(),
         command::parse_done(data).is_ok(),
@@ -169,15 +182,7 @@ pub fn tpm_response(data: &[u8]) {
         NvPublic::parse(data).is_ok(),
         command::parse_nv_data(data).is_ok(),
         command::parse_started_session(data).is_ok(),
-    ];
-    let says = data.first_chunk::<10>().and_then(|header| command::response_len(header).ok());
-    if says != Some(data.len()) {
-        assert_eq!(results, [false; 15], "{} bytes that say {says:?}", data.len());
-    }
-    let _ = command::secret_parameter(data);
-    if results[14] {
-        session(data);
-    }
+    ]
 }
 
 fn session(data: &[u8]) {
@@ -242,4 +247,33 @@ pub(crate) fn tpm_response_seeds() -> Vec<Vec<u8>> {
         sessions(&[], &tpm2b(&[4; 700])),
         plain(&[&[2, 0, 0, 0], &tpm2b(&[5; 32])]),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_parser_has_a_seed_that_it_takes() {
+        let mut taken = [false; 15];
+        for seed in tpm_response_seeds() {
+            taken.iter_mut().zip(parse_as_each(&seed)).for_each(|(taken, parsed)| *taken |= parsed);
+        }
+        assert_eq!(taken, [true; 15]);
+    }
+
+    #[test]
+    fn every_seed_decodes() {
+        assert!(tpm_public_seeds().iter().all(|seed| TpmtPublic::decode(seed).is_ok()));
+        assert!(tpm_attest_seeds().iter().all(|seed| TpmsAttest::decode(seed).is_ok()));
+        assert!(tpm_signature_seeds().iter().all(|seed| TpmtSignature::decode(seed).is_ok()));
+        assert!(pcr_selection_seeds().iter().all(|seed| PcrSelectionList::decode(&mut Reader::new(seed)).is_ok()));
+    }
+
+    #[test]
+    fn credentials_are_made_for_two_of_the_keys() {
+        let publics = tpm_public_seeds().into_iter().filter_map(|seed| TpmtPublic::decode(&seed).ok());
+        let made = publics.filter(|it| make_credential(it, &it.name(), &[7; 32], &mut XorShift::new(1)).is_ok());
+        assert_eq!(made.count(), 2);
+    }
 }

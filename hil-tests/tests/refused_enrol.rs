@@ -223,7 +223,7 @@ fn unproven_hardware_gets_nothing(name: &str, swtpm: &Swtpm, doubt: &str) -> Res
 #[test]
 fn an_ek_of_an_untrusted_vendor_is_bound_by_its_token_and_gets_nothing() -> Result<()> {
     need_tpm!();
-    unproven_hardware_gets_nothing("other-vendor", &booted(EkKind::P256, &SwtpmCa::new()?)?, "is not signed by")
+    unproven_hardware_gets_nothing("other-vendor", &booted(EkKind::P256, &SwtpmCa::new()?)?, "no trusted certificate")
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod fleet;
 
+use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +11,12 @@ use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use fleet::{Fleet, JUDGED_PCR, Line, PAYLOAD, PHASE_PCR, SOON, has_files, played_value, policy_for};
-use hil_tests::rig::{self, NodeAdd, Options, Rig, Store};
+use hil_tests::rig::{self, Agent, NodeAdd, Options, Rig, Store};
+use hil_tests::rogue::server::RogueSealing;
 use hil_tests::spawn::{self, Step};
 use hil_tests::swtpm::{EkKind, Swtpm};
 use hil_tests::sys;
+use protocol::id::{NodeId, Subject};
 use serde_json::Value;
 
 const ZERO: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -31,6 +34,16 @@ fn third_quote() -> impl Fn(&Step) -> bool {
         seen.set(seen.get() + usize::from(answered));
         seen.get() == 3
     }
+}
+
+/// How often the verifier's share has left: without it there is no payload.
+fn shares_of_v(fleet: &Fleet, name: &str) -> Result<usize> {
+    Ok(fleet.releases(name)?.iter().filter(|release| release["role"] == "verifier").count())
+}
+
+/// Whether the agent, in this run, has had its payload confirmed.
+fn said_delivered(agent: &Agent) -> bool {
+    agent.steps().iter().any(|step| step.step == "delivered")
 }
 
 /// The settings of an agent that nobody has added, or that comes over a line of its own.
@@ -289,7 +302,7 @@ fn a_node_that_is_tampered_with_fails_within_its_interval_and_is_good_again_only
     fleet.rig.trefoil(&["node", "resume", "tampered"])?;
     fleet.judged_anew("tampered", "failed")?;
     // Neither does a boot without the operator's word, and no share leaves.
-    let releases = fleet.releases("tampered")?.len();
+    let releases = shares_of_v(&fleet, "tampered")?;
     node.reboot(&fleet)?;
     fleet.rig.wait_event("tampered", "verdict_superseded", SOON)?;
     node.agent()?.wait_for_step(0, SOON, third_quote())?;
@@ -298,7 +311,8 @@ fn a_node_that_is_tampered_with_fails_within_its_interval_and_is_good_again_only
     let withheld =
         |role: &str| said.iter().filter(|event| event.kind == "verdict_superseded" && event.role == role).count();
     ensure!(withheld("verifier") == 1 && withheld("tenant") <= 1, "not told once: {said:#?}");
-    ensure!(fleet.releases("tampered")?.len() == releases, "a share left for a failed node");
+    ensure!(shares_of_v(&fleet, "tampered")? == releases, "V left for a failed node");
+    ensure!(!said_delivered(node.agent()?), "a failed node got its payload");
     let delivered_ms = fleet.delivered_ms("tampered")?;
     fleet.rig.trefoil(&["node", "resume", "tampered"])?;
     fleet.delivered_after("tampered", delivered_ms)?;
@@ -347,27 +361,53 @@ fn a_data_directory_that_fills_up_refuses_the_payload_clearly_and_loses_nothing(
         return Ok(());
     }
     let fleet = Fleet::new(Options { store: Store::Sqlite, data_limit: Some(1 << 20), ..Options::default() })?;
-    let node = fleet.node("frugal")?;
+    let mut node = fleet.node("frugal")?;
     let before = fleet.rig.node("frugal")?;
+    let unharmed = || -> Result<()> {
+        let after = fleet.judged_anew("frugal", "good")?;
+        for field in ["name", "node_id", "phase", "policy", "sealing_id", "ak_name", "hardware", "delivered"] {
+            ensure!(after[field] == before[field], "`{field}` was {}, is {}", before[field], after[field]);
+        }
+        Ok(())
+    };
+    // More than there is room for: nothing of it is taken, so all else goes on.
     let big: Vec<u8> = (0..1_500_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let payload = fleet.rig.payload("too-big", &[("image.bin", &big)])?;
     let refused = fleet.rig.trefoil(&["node", "set", "frugal", "--payload", &payload.to_string_lossy()]);
     let said = format!("{:#}", refused.err().context("a payload of 1.5 MB fitted into 1 MiB")?);
-    ensure!(said.contains("full"), "the operator is not told what is wrong: {said}");
-    // The server lives; the node is what it was, is attested, and has its payload, in this boot and in the next.
+    ensure!(said.contains("no room left") && said.contains("bytes are needed"), "not told what is wrong: {said}");
+    unharmed()?;
+
+    // Somebody else fills it up in the middle of an upload: the next chunk is refused, and taken once there is room.
+    let node_id = NodeId::from_hex(before["node_id"].as_str().unwrap_or_default()).context("no node id")?;
+    let (first, second) = big.get(..70_000).and_then(|part| part.split_at_checked(100)).context("too short")?;
+    let files: [(&str, &[u8]); 2] = [("a", first), ("b", second)];
+    let sealing = RogueSealing::new(Subject::Node(node_id), &fleet.signing_key()?, &files)?;
+    let (status, begun) = fleet.begin_sealing(&sealing)?;
+    ensure!(status == 201 && begun["chunk_count"] == 2, "{status} {begun}");
+    let filler = fleet.rig.data_dir().join("somebody-elses");
+    let mut file = fs::File::create(&filler)?;
+    while file.write_all(&[0x55; 4096]).is_ok() {}
+    drop(file);
+    let (status, refused) = fleet.put_chunk(&sealing, 0)?;
+    ensure!(status == 507 && refused["type"] == "storage_full", "{status} {refused}");
     ensure!(fleet.rig.server()?.is_running(), "the server has ended");
-    let after = fleet.judged_anew("frugal", "good")?;
-    for field in ["name", "node_id", "phase", "policy", "sealing_id", "ak_name", "hardware", "delivered"] {
-        ensure!(after[field] == before[field], "`{field}` was {}, is {}", before[field], after[field]);
+    fs::remove_file(&filler)?;
+    unharmed()?;
+    for index in 0..2 {
+        let (status, answer) = fleet.put_chunk(&sealing, index)?;
+        ensure!(status == 204, "chunk {index}: {status} {answer}");
     }
-    let mut node = node;
+    let (status, finished) = fleet.finish_sealing(&sealing)?;
+    ensure!(status == 200 && finished["complete"] == true, "{status} {finished}");
+
+    // The old payload is what the node gets until it is told otherwise, also after the server died.
+    fleet.rig.kill_server()?;
+    fleet.rig.start_server()?;
     let delivered_ms = fleet.delivered_ms("frugal")?;
     node.reboot(&fleet)?;
     fleet.delivered_after("frugal", delivered_ms)?;
-    fleet.is_delivered(&node)?;
-    fleet.rig.kill_server()?;
-    fleet.rig.start_server()?;
-    fleet.judged_anew("frugal", "good").map(drop)
+    fleet.is_delivered(&node).map(drop)
 }
 
 #[test]

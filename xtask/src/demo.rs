@@ -159,7 +159,7 @@ impl<'a> Demo<'a> {
     }
 
     /// From the first `hello` to the withdrawn trust.
-    fn play(&self, table: &Table, agent_len: u64) -> Result<()> {
+    fn play(mut self, table: &Table, agent_len: u64) -> Result<()> {
         let mut figures = Figures::new(agent_len);
         for name in self.names() {
             self.rig.wait_phase(&name, "delivered", BOOTSTRAP_TIMEOUT).context("the bootstrap")?;
@@ -167,6 +167,8 @@ impl<'a> Demo<'a> {
         table.settle();
         self.show_payload(table)?;
         figures.bootstrap(table, &self.names().collect::<Vec<_>>());
+
+        self.second_boot(table, &mut figures).context("the second boot")?;
 
         table.line(&format!("\nAttesting every {INTERVAL_S} s:\n"));
         self.attest(table, &mut figures).context("continuous attestation")?;
@@ -194,6 +196,29 @@ impl<'a> Demo<'a> {
             table.line(&format!("  {:>7} bytes  {name}", bytes.len()));
         }
         table.line("The tenant has the confirmation: the node is `delivered`.");
+        Ok(())
+    }
+
+    /// The same machine starts again: another NK, the same payload, and no enrolment.
+    fn second_boot(&mut self, table: &Table, figures: &mut Figures) -> Result<()> {
+        let tpm = self.tpms.first().ok_or_else(|| anyhow!("no TPM"))?;
+        table.line("\nThe machine edge-1 boots again: its TPM is reset, the payload in memory is gone.\n");
+        drop(self.agents.remove(0));
+        tpm.reset().context("resetting the TPM")?;
+        tpm.play_firmware().context("playing a measured boot")?;
+        let config = self.rig.agent_config("edge-1")?;
+        table.settle();
+        table.started("edge-1");
+        self.agents.insert(0, self.rig.agent_with(tpm, "edge-1", &config, &[]).context("starting the agent")?);
+        let begun = Instant::now();
+        while table.agent_step_after_start("edge-1", "delivered").is_none() {
+            if begun.elapsed() > BOOTSTRAP_TIMEOUT {
+                bail!("the payload was not delivered again within {} s", BOOTSTRAP_TIMEOUT.as_secs());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        table.settle();
+        figures.second_boot_ms = table.agent_step_after_start("edge-1", "confirm");
         Ok(())
     }
 

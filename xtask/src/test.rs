@@ -19,8 +19,8 @@ use crate::tools::{self, Counts};
 ///
 /// About a quarter of an hour on two cores from a clean checkout.
 ///
-/// Lints, dependency policy, the no_std build, unit and store tests (SQLite and Postgres), hardware-in-loop scenarios on
-/// both stores and both TPM backends, the static agent and its size. Closes with one line of counts; exit 0 if none
+/// Lints, dependency policy, the no_std build, unit and store tests (SQLite and Postgres), the fuzz targets over their
+/// seeds and some thousand mutations, hardware-in-loop scenarios on both stores and both TPM backends, the static agent and its size. Closes with one line of counts; exit 0 if none
 /// failed.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
@@ -31,6 +31,9 @@ pub(crate) struct Arguments {
 
 /// Scenario files that also run on Postgres: those whose point is what the control plane remembers.
 const ON_POSTGRES: [&str; 6] = ["bootstrap", "enrol", "provision", "reboot", "restart", "stores"];
+
+/// The fuzz targets' own workspace, which `--workspace` does not reach.
+const FUZZ: &str = "fuzz/Cargo.toml";
 
 /// The command.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -71,6 +74,13 @@ fn full(report: &mut Report) {
         let mut command = unit_tests();
         command.env("TREFOIL_TEST_POSTGRES", postgres.url("postgres"));
         tools::run_tests(&mut command)
+    });
+    report.step("fuzz targets, formatting and clippy", || {
+        tools::run(&mut tools::cargo(&["fmt", "--manifest-path", FUZZ, "--check"]))?;
+        done(tools::cargo(&["clippy", "--manifest-path", FUZZ, "--all-targets", "--", "-D", "warnings"]))
+    });
+    report.step("fuzz targets, smoke", || {
+        tools::run_tests(&mut tools::cargo(&["test", "--manifest-path", FUZZ, "--lib", "--", "--show-output"]))
     });
     // The agent with the other backend first: the ordinary build then puts the ordinary agent back in place.
     let mut esapi = None;

@@ -34,7 +34,7 @@ use super::{
     agent::{Agent, AgentError, Command, Reply},
     listener::Gateway,
 };
-use crate::{refusal::Refusal, registrar::PendingEnrolment};
+use crate::{refusal::Refusal, registrar::PendingEnrolment, store::StoreError};
 
 /// Requests of one agent that may be under way at once.
 const MAX_UNANSWERED: usize = 4;
@@ -254,8 +254,7 @@ impl Session {
                 };
                 self.agent = Some(agent.clone());
                 self.spawn(async move {
-                    let known = gateway.registrar.knows(agent.node_id(), agent.ak_name()).await;
-                    let result = known.map_err(Refusal::from).and_then(|known| {
+                    let result = is_known(&gateway, &agent).await.map_err(Refusal::from).and_then(|known| {
                         content(&if known { HelloAnswer::Known } else { HelloAnswer::Enrol })
                     });
                     answer(name, result)
@@ -479,6 +478,17 @@ impl Incoming {
             Err(error) => (Err(Refusal { code: error.code(), kind: "bad_block", detail: error.to_string() }), None),
         };
         Self { token, route, payload: message.payload.to_vec(), asked }
+    }
+}
+
+/// Whether the AK need not be enrolled: the verifier has pinned it, or the registrar has bound it. Nothing rests on this
+/// but what is asked for next.
+async fn is_known(gateway: &Gateway, agent: &Agent) -> Result<bool, StoreError> {
+    let attestation = gateway.verifier.store().attestation(agent.node_id()).await?;
+    let pinned = attestation.and_then(|attestation| attestation.ak).map(|(name, _)| name);
+    match pinned {
+        Some(name) => Ok(name == agent.ak_name()),
+        None => gateway.registrar.knows(agent.node_id(), agent.ak_name()).await,
     }
 }
 

@@ -297,6 +297,14 @@ impl Db {
         })
     }
 
+    /// Whether there is room for so many bytes of large values. A server elsewhere knows that itself.
+    pub(crate) fn has_room(&self, len: u64) -> Result<(), StoreError> {
+        match &self.engine {
+            Engine::Postgres(_) => Ok(()),
+            Engine::Sqlite(pools) => pools.has_room(len),
+        }
+    }
+
     /// The database's clock.
     pub(crate) async fn now_ms(&self) -> Result<UnixMs, StoreError> {
         let row = self.row("SELECT now_ms FROM clock", &[]).await?;

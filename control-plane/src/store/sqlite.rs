@@ -1,7 +1,13 @@
 //! SQLite: one file per role, one writer at a time, migrations. The statements are in [`super::sql`].
 
 use std::{
-    fs::OpenOptions, io::ErrorKind, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, sync::Arc, time::Duration,
+    fs::OpenOptions,
+    io::ErrorKind,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
 };
 
 use protocol::id::Role;
@@ -31,6 +37,8 @@ pub(crate) struct Pools {
     soon: SqlitePool,
     /// Who of this process writes: a fair queue instead of SQLite's busy waiting, which is left for other processes.
     pub(crate) turn: Arc<Mutex<()>>,
+    /// The file.
+    path: PathBuf,
 }
 
 impl Pools {
@@ -68,6 +76,15 @@ impl Pools {
                 result => return Ok(result?),
             }
         }
+    }
+
+    /// Whether so many bytes of large values can be written: as many in the file, and up to a checkpoint's worth in its
+    /// log. The other roles' files, on the same file system as a rule, must not come to a standstill by it.
+    pub(crate) fn has_room(&self, len: u64) -> Result<(), StoreError> {
+        let needed = len.saturating_add(len.min(MAX_LOG_LEN)).saturating_add(len / 32).saturating_add(RESERVE_LEN);
+        let system = rustix::fs::statvfs(&self.path).map_err(|error| sqlx::Error::Io(error.into()))?;
+        let free = system.f_bavail.saturating_mul(system.f_frsize);
+        if free < needed { Err(StoreError::NoRoom { needed, free }) } else { Ok(()) }
     }
 
     /// Ends all connections; the last one empties the write-ahead log into the file.
@@ -140,7 +157,8 @@ pub(crate) async fn open(role: Role, url: &str) -> Result<Db, StoreError> {
     if url.contains(":memory:") || url.contains("mode=memory") || path.as_os_str().is_empty() {
         return Err(sqlx::Error::Configuration("a SQLite store is a file".into()).into());
     }
-    create(path).map_err(sqlx::Error::from)?;
+    let path = path.to_owned();
+    create(&path).map_err(sqlx::Error::from)?;
     let durable = options.clone().synchronous(SqliteSynchronous::Full);
     let soon = options.clone().synchronous(SqliteSynchronous::Normal);
     let reading = options.pragma("query_only", "on");
@@ -148,7 +166,7 @@ pub(crate) async fn open(role: Role, url: &str) -> Result<Db, StoreError> {
     let durable = pool(1).connect_with(durable).await?;
     let soon = pool(1).connect_with(soon).await?;
     let readers = pool(READERS).connect_with(reading).await?;
-    Ok(Db { role, engine: Engine::Sqlite(Pools { readers, durable, soon, turn: Arc::default() }) })
+    Ok(Db { role, engine: Engine::Sqlite(Pools { readers, durable, soon, turn: Arc::default(), path }) })
 }
 
 /// Makes an empty file for its owner only; SQLite's log and index files take the same mode.
@@ -187,3 +205,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of write-ahead log that stay allocated after a large payload.
 const JOURNAL_SIZE_LIMIT: &str = "16777216";
+/// Bytes of write-ahead log between two checkpoints: SQLite's 1,000 pages of 4 KiB.
+const MAX_LOG_LEN: u64 = 4_096_000;
+/// Bytes that a large value leaves free: many rounds of attestation, until a person has made room.
+const RESERVE_LEN: u64 = 128 * 1024;

@@ -16,9 +16,14 @@ use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use hil_tests::rig::{Agent, NodeAdd, Options, Rig, policy_text};
+use hil_tests::rogue::server::RogueSealing;
 use hil_tests::swtpm::{EkKind, Swtpm, SwtpmCa};
-use protocol::crypto::sha256;
-use serde_json::Value;
+use protocol::crypto::payload::SEALED_CHUNK_LEN;
+use protocol::crypto::role_key::{TenantHolding, seal_v_at_rest};
+use protocol::crypto::{Kb, RolePublicKey, ShareU, ShareV, TenantSigningKey, sha256};
+use protocol::id::Role;
+use rand_core::OsRng;
+use serde_json::{Value, json};
 
 /// Longer than anything takes that is going to happen.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -136,6 +141,63 @@ impl Fleet {
         Ok(answer["releases"].as_array().context("no releases")?.clone())
     }
 
+    /// The key that signs this operator's payloads.
+    pub(crate) fn signing_key(&self) -> Result<TenantSigningKey> {
+        let text = fs::read_to_string(self.rig.operator_dir().join("payload-signing.key"))?;
+        TenantSigningKey::from_text(&text).context("the operator's payload-signing.key")
+    }
+
+    /// Begins to upload a sealing of which the test knows every secret: what the operator's program sends, no more.
+    pub(crate) fn begin_sealing(&self, sealing: &RogueSealing) -> Result<(u16, Value)> {
+        let (subject, id) = (sealing.subject, sealing.sealing_id);
+        let v = ShareV::from_slice(sealing.v()).context("V")?;
+        let kb = kb_of(sealing)?;
+        let holding = TenantHolding {
+            u: ShareU::from_slice(sealing.u()).context("U")?,
+            confirm_key: kb.confirm_key(subject, id),
+            key_tag: kb.key_tag(subject, id),
+            manifest_digest: sha256(&[&sealing.manifest]),
+        };
+        let u_sealed = holding.seal(&self.role_key(Role::Tenant)?, subject, id, &mut OsRng)?;
+        let v_sealed = seal_v_at_rest(&self.role_key(Role::Verifier)?, subject, id, &v, &mut OsRng)?;
+        let body = json!({
+            "manifest": hex::encode(&sealing.manifest),
+            "signature": hex::encode(sealing.signature),
+            "u_sealed": hex::encode(u_sealed.to_bytes()),
+            "v_sealed": hex::encode(v_sealed.to_bytes()),
+        });
+        self.rig.api("POST", "/sealings", Some(&body))
+    }
+
+    /// Uploads one chunk of it.
+    pub(crate) fn put_chunk(&self, sealing: &RogueSealing, index: usize) -> Result<(u16, Value)> {
+        let chunk = sealing.ciphertext.chunks(SEALED_CHUNK_LEN).nth(index).context("no such chunk")?;
+        let root = ureq::tls::Certificate::from_pem(&self.rig.server_ca()?)?;
+        let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::new_with_certs(&[root])).build();
+        let config = ureq::Agent::config_builder().tls_config(tls).http_status_as_error(false).proxy(None).build();
+        let request = ureq::http::Request::builder()
+            .method("PUT")
+            .uri(format!("{}/api/v1/sealings/{}/chunks/{index}", self.rig.api_url(), sealing.sealing_id))
+            .header("authorization", format!("Bearer {}", self.rig.token()?))
+            .header("content-type", "application/octet-stream")
+            .body(chunk.to_vec())?;
+        let mut response = ureq::Agent::new_with_config(config).run(request)?;
+        let text = response.body_mut().read_to_string()?;
+        Ok((response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::Null)))
+    }
+
+    /// Says that all of it is there.
+    pub(crate) fn finish_sealing(&self, sealing: &RogueSealing) -> Result<(u16, Value)> {
+        self.rig.api("POST", &format!("/sealings/{}/finish", sealing.sealing_id), None)
+    }
+
+    fn role_key(&self, role: Role) -> Result<RolePublicKey> {
+        let text = fs::read_to_string(self.rig.operator_dir().join("operator.toml"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(role.name())?.trim().strip_prefix('='));
+        let key = line.and_then(|value| RolePublicKey::from_text(value.trim().trim_matches('"')));
+        key.with_context(|| format!("operator.toml pins no key of the {}", role.name()))
+    }
+
     /// The node's history as short names, oldest first.
     pub(crate) fn kinds(&self, name: &str) -> Result<Vec<String>> {
         Ok(self.rig.events(name)?.into_iter().map(|event| event.kind).collect())
@@ -163,6 +225,12 @@ impl Node {
         self.agent = Some(fleet.rig.agent(&self.tpm, &self.name, &[])?);
         Ok(())
     }
+}
+
+/// The key that only the operator and the node ever hold.
+pub(crate) fn kb_of(sealing: &RogueSealing) -> Result<Kb> {
+    let v = ShareV::from_slice(sealing.v()).context("V")?;
+    Ok(ShareU::from_slice(sealing.u()).context("U")?.combine(&v))
 }
 
 /// These files, and no others, are in place, with these contents.

@@ -50,7 +50,9 @@ macro_rules! need_stage {
             println!("{why}");
             return Ok(());
         }
-        if let Err(why) = misled::Stage::shared()?.rig.memory() {
+        // Held to the end of the test: another stage would have another authority.
+        let held = misled::Stage::shared()?;
+        if let Err(why) = held.rig.memory() {
             println!("skipped: {why:#}");
             return Ok(());
         }
@@ -225,12 +227,22 @@ impl Scene {
         let deadline = Instant::now() + SOON;
         loop {
             let session = gateway.accept(SOON).and_then(|mut session| session.wait_bound(SOON).map(|_| session));
-            match session {
-                Ok(session) => return Ok(session),
-                // One that an agent began which was ended meanwhile: the next is the living one's.
-                Err(_) if Instant::now() < deadline => {}
-                Err(why) => return Err(why).with_context(|| self.tail()),
+            if session.is_ok() || Instant::now() >= deadline {
+                return session.with_context(|| self.tail());
             }
+            // One that an agent began which was ended meanwhile: the next is the living one's.
+        }
+    }
+
+    /// Waits for the agent at the scene's gateway, and answers nothing yet.
+    pub(crate) fn connection(&self) -> Result<RogueSession> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let session = self.gateway.accept(SOON);
+            if session.is_ok() || Instant::now() >= deadline {
+                return session.with_context(|| self.tail());
+            }
+            // As above.
         }
     }
 

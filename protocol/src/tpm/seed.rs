@@ -129,7 +129,7 @@ pub(crate) fn share_with(key: &TpmtPublic, purpose: Purpose, ephemeral: &Ephemer
             point.into_vec()
         }
         (
-            KeyPublic::Rsa { exponent: 0 | DEFAULT_EXPONENT, modulus, .. },
+            KeyPublic::Rsa { key_bits: 2048, exponent: 0 | DEFAULT_EXPONENT, modulus, .. },
             Ephemeral::Oaep { secret, seed: oaep_seed },
         ) if secret.len() == seed.len() => {
             seed.copy_from_slice(secret);

@@ -22,6 +22,8 @@ pub(crate) struct Figures {
     to_payload_ms: Vec<f64>,
     /// Part of it inside the TPM, ms, of the first node.
     in_tpm_ms: Option<f64>,
+    /// The same for a node that is known already, after a reboot, ms.
+    pub(crate) second_boot_ms: Option<f64>,
     enrolment: Traffic,
     bootstrap: Traffic,
     round: Option<Round>,
@@ -115,6 +117,9 @@ impl fmt::Display for Figures {
         }
         if let Some(ms) = self.in_tpm_ms {
             row("  of it inside the TPM", format!("{ms:.0} ms"), "")?;
+        }
+        if let Some(ms) = self.second_boot_ms {
+            row("  of a known node, after a TPM reset", format!("{ms:.0} ms"), "50 ms")?;
         }
         for (what, traffic) in [("enrolment", self.enrolment), ("bootstrap", self.bootstrap)] {
             let text = format!("{} round trips, {:.0} up, {:.0} down", traffic.requests, traffic.up, traffic.down);

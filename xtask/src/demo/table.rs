@@ -98,13 +98,13 @@ impl Table {
         self.lock().started_ms.insert(name.to_owned(), now);
     }
 
-    /// Milliseconds from an agent's start to the step `name` it wrote itself, if it did.
+    /// Milliseconds from an agent's newest start to the step `name` it wrote itself after it, if it did.
     pub(crate) fn agent_step_after_start(&self, node: &str, name: &str) -> Option<f64> {
         let program = format!("agent {node}");
         let state = self.lock();
         let started = state.started_ms.get(node)?;
-        let step = state.shown.iter().find(|step| step.program == program && step.step == name)?;
-        Some(step.at_ms - started)
+        let wanted = |step: &&Step| step.program == program && step.step == name && step.at_ms >= *started;
+        Some(state.shown.iter().find(wanted)?.at_ms - started)
     }
 
     /// All steps that were shown or merged away so far.

@@ -210,6 +210,12 @@ fn keys_that_cannot_keep_a_secret_are_refused_by_what_is_wrong() {
     assert_eq!(rsa(|_, n| n[0] = 0), SeedError::UnsupportedRsaKey);
     assert_eq!(rsa(|_, n| n.truncate(255)), SeedError::UnsupportedRsaKey);
     assert_eq!(rsa(|_, n| n.resize(384, 1).unwrap()), SeedError::UnsupportedRsaKey);
+    let says_3072: Change = Box::new(|p| {
+        if let KeyPublic::Rsa { key_bits, .. } = &mut p.key {
+            *key_bits = 3072;
+        }
+    });
+    assert_eq!(refuse(EkTemplate::Rsa2048, says_3072), SeedError::UnsupportedRsaKey);
 }
 
 #[test]

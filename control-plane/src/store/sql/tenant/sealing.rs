@@ -13,6 +13,7 @@ const SELECT: &str = "SELECT sealing_id, subject, manifest, signature, u_sealed,
 pub(super) async fn begin(db: &Db, sealing: &SealingRow) -> Result<(), StoreError> {
     // A length that is no i64 is none that chunks could ever add up to.
     let len = i64::try_from(sealing.ciphertext_len).map_err(|_| StoreError::Conflict(Conflict::SealingIncomplete))?;
+    db.has_room(sealing.ciphertext_len)?;
     let mut tx = db.begin(Durability::Now).await?;
     let insert = "INSERT INTO sealing (sealing_id, subject, manifest, signature, u_sealed, v_sealed, ciphertext_len,
             ciphertext_digest, created_ms)
