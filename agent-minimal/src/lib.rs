@@ -4,10 +4,7 @@
 //! the work it asks for.
 #![no_std]
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::std_instead_of_core)
-)]
+#![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::std_instead_of_core))]
 
 extern crate alloc;
 

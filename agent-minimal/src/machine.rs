@@ -26,12 +26,7 @@ use protocol::{
         route::{Route, RouteError, RouteName, Side},
     },
     codec::CodecError,
-    crypto::{
-        join::JoinToken,
-        manifest::TenantPublicKey,
-        nk::Nk,
-        secret::CredentialSecret,
-    },
+    crypto::{join::JoinToken, manifest::TenantPublicKey, nk::Nk, secret::CredentialSecret},
     id::{NodeId, Role, SealingId},
     limits,
     message::{
@@ -429,7 +424,9 @@ impl<'f> Machine<'f> {
         loop {
             let used = self.link.exchange.feed(bytes);
             bytes = bytes.get(used..).unwrap_or_default();
-            while let Some(event) = Received::next(&mut self.link.exchange, self.provision.fetch_mut(), self.link.now_ms)? {
+            while let Some(event) =
+                Received::next(&mut self.link.exchange, self.provision.fetch_mut(), self.link.now_ms)?
+            {
                 self.handle_received(event)?;
             }
             if bytes.is_empty() {
@@ -496,9 +493,7 @@ impl<'f> Machine<'f> {
                 let message = OutMessage::new(Code::CONTENT).content_format(format::LINK).payload(text.as_bytes());
                 Ok(link.exchange.respond(token, &message)?)
             }
-            Request::Refused { code, why } => {
-                Ok(link.exchange.respond(token, &OutMessage::diagnostic(code, why))?)
-            }
+            Request::Refused { code, why } => Ok(link.exchange.respond(token, &OutMessage::diagnostic(code, why))?),
         }
     }
 }
@@ -588,7 +583,10 @@ enum Answer {
     },
     /// A block that is not the next one of this body.
     BadPart(String),
-    Refused { code: Code, text: String },
+    Refused {
+        code: Code,
+        text: String,
+    },
 }
 
 impl Received {
@@ -630,11 +628,10 @@ impl Request {
             Err(_) => return Self::Refused { code: Code::BAD_REQUEST, why: "the Block2 option is malformed" },
         };
         match route {
-            Route::Challenge => message::decode(message.payload)
-                .map_or(malformed, |challenge| Self::Challenge(Box::new(challenge))),
-            Route::Share => {
-                message::decode(message.payload).map_or(malformed, |share| Self::Share(Box::new(share)))
+            Route::Challenge => {
+                message::decode(message.payload).map_or(malformed, |challenge| Self::Challenge(Box::new(challenge)))
             }
+            Route::Share => message::decode(message.payload).map_or(malformed, |share| Self::Share(Box::new(share))),
             Route::LogBoot => Self::ReadLog { log: Log::Boot, block },
             Route::LogIma { from } => Self::ReadLog { log: Log::Ima { from }, block },
             Route::WellKnownCore => Self::WellKnownCore,

@@ -72,9 +72,8 @@ impl App {
         // The newest release of the newest boot: a confirmed one of that boot is the delivery.
         let releases = self.tenant.store().releases(node_id, 16).await?;
         let Some(newest) = releases.first() else { return Ok(Phase::Bound) };
-        let delivered = releases
-            .iter()
-            .any(|release| release.reset_count == newest.reset_count && release.confirmed_ms.is_some());
+        let delivered =
+            releases.iter().any(|release| release.reset_count == newest.reset_count && release.confirmed_ms.is_some());
         Ok(if delivered { Phase::Delivered } else { Phase::Delivering })
     }
 

@@ -27,10 +27,8 @@ use crate::{
     registrar::record,
     round::{Round, RoundError},
     store::{
-        AppraiserStore, Attestation, Checkpoint, NewEvent, Outcome, PolicyId, Release, StoreError, Trust,
-        VerdictRow, Written,
-        registrar::Hardware as BoundHardware,
-        verifier::Pins,
+        AppraiserStore, Attestation, Checkpoint, NewEvent, Outcome, PolicyId, Release, StoreError, Trust, VerdictRow,
+        Written, registrar::Hardware as BoundHardware, verifier::Pins,
     },
 };
 

@@ -125,8 +125,10 @@ impl From<StoreError> for ApiError {
                         "The file system of the database is too full: {needed} bytes are needed, {free} are free. Nothing \
                          was changed; make room there, then try again."
                     ),
-                    _ => "The file system of the database is full. Nothing was changed; make room there, then try again."
-                        .into(),
+                    _ => {
+                        "The file system of the database is full. Nothing was changed; make room there, then try again."
+                            .into()
+                    }
                 },
                 retry_after_s: None,
                 source: Some(source),

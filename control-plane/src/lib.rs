@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
-mod appraiser;
 pub mod appraisal;
+mod appraiser;
 pub mod config;
 pub mod ek;
 pub mod error;

@@ -44,7 +44,11 @@ impl Refusal {
     /// Our own fault, which is logged and not told (5.00).
     pub fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(error = %chain(error), "a request of an agent failed here");
-        Self { code: Code::INTERNAL_SERVER_ERROR, kind: "internal", detail: "the control plane failed; its log says why".into() }
+        Self {
+            code: Code::INTERNAL_SERVER_ERROR,
+            kind: "internal",
+            detail: "the control plane failed; its log says why".into(),
+        }
     }
 }
 

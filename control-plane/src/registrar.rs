@@ -160,7 +160,10 @@ impl Registrar {
         activate: &Activate,
     ) -> Result<Option<String>, Refusal> {
         let Some(pending) = pending.filter(|pending| pending.id == activate.enrolment_id) else {
-            return Err(Refusal::forbidden("no_enrolment", "this connection has no such enrolment waiting; enrol again"));
+            return Err(Refusal::forbidden(
+                "no_enrolment",
+                "this connection has no such enrolment waiting; enrol again",
+            ));
         };
         if pending.made.elapsed() > ENROLMENT_LIFETIME {
             return Err(Refusal::forbidden("enrolment_expired", "the enrolment is older than 60 s; enrol again"));
@@ -174,11 +177,16 @@ impl Registrar {
             &activate.proof.0,
         )
         .map_err(|_| {
-            Refusal::forbidden("bad_activation", "the credential was not activated by the TPM that holds this EK and AK")
+            Refusal::forbidden(
+                "bad_activation",
+                "the credential was not activated by the TPM that holds this EK and AK",
+            )
         })?;
         self.store.bind(&pending.binding).await.map_err(|error| match error {
             StoreError::Conflict(conflict @ (Conflict::NodeBoundToOtherAk | Conflict::AkBoundToOtherNode)) => {
-                let detail = format!("{conflict}; the new pair is proven but waits for an operator: trefoil node remove, then add");
+                let detail = format!(
+                    "{conflict}; the new pair is proven but waits for an operator: trefoil node remove, then add"
+                );
                 Refusal::conflict(conflict.code(), detail)
             }
             error => error.into(),
@@ -194,7 +202,10 @@ impl Registrar {
 
     async fn check_join(&self, agent: &Agent, proof: &JoinProof) -> Result<JoinEvidence, Refusal> {
         let unknown = || {
-            Refusal::forbidden("unknown_join", "this join token was not made here, has expired or was revoked; make one: trefoil node add NAME --join")
+            Refusal::forbidden(
+                "unknown_join",
+                "this join token was not made here, has expired or was revoked; make one: trefoil node add NAME --join",
+            )
         };
         let join = self.store.join(proof.join_id).await?.ok_or_else(unknown)?;
         if join.revoked || self.store.now_ms().await? > join.expires_ms {
@@ -206,9 +217,14 @@ impl Registrar {
         let sealed = SealedShare::from_bytes(&join.sealed_key).map_err(|error| Refusal::internal(&error))?;
         let key = open_join_key(&self.key, Role::Registrar, proof.join_id, &sealed)
             .map_err(|error| Refusal::internal(&error))?;
-        key.verify(agent.node_id(), &agent.ak_name().0, &agent.server_certificate, &proof.registrar.0).map_err(|_| {
-            Refusal::forbidden("bad_join_proof", "the proof of the join token is not for this node, AK and server certificate")
-        })?;
+        key.verify(agent.node_id(), &agent.ak_name().0, &agent.server_certificate, &proof.registrar.0).map_err(
+            |_| {
+                Refusal::forbidden(
+                    "bad_join_proof",
+                    "the proof of the join token is not for this node, AK and server certificate",
+                )
+            },
+        )?;
         Ok(JoinEvidence {
             join_id: proof.join_id,
             tenant_proof: proof.tenant.0,
@@ -274,10 +290,13 @@ pub(crate) fn certify(roots: &EkRoots, chain: &[Vec<u8>], ek_public: &TpmtPublic
     if chain.is_empty() {
         return Err("the TPM has no EK certificate".into());
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
-    roots.validate(chain, ek_public, now).map(|endorsement| endorsement.issuer().to_owned()).map_err(|error: EkError| {
-        format!("the EK certificate is not trusted: {}", crate::refusal::chain(&error))
-    })
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
+    roots
+        .validate(chain, ek_public, now)
+        .map(|endorsement| endorsement.issuer().to_owned())
+        .map_err(|error: EkError| format!("the EK certificate is not trusted: {}", crate::refusal::chain(&error)))
 }
 
 /// Writes an event; a store that fails is logged, the refusal or step itself stands.

@@ -26,9 +26,7 @@ use crate::{
         pcrs::{QuotedPcrs, selection_to_wire},
         policy::{Policy, unjudged_selection},
         quote::{AkPublic, QuoteError, VerifiedQuote},
-        verdict::{
-            BootLogEvidence, Hardware, ImaEvidence, Input, PhaseEvents, Verdict, appraise, boot_log_is_judged,
-        },
+        verdict::{BootLogEvidence, Hardware, ImaEvidence, Input, PhaseEvents, Verdict, appraise, boot_log_is_judged},
     },
     gateway::{Agent, AgentError},
     store::{AppraiserStore, Checkpoint, StoreError},
@@ -106,7 +104,10 @@ impl RoundError {
 
     /// Whether the peer showed something that does not hold: its connection is of no use.
     pub const fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Store(_) | Self::Agent(AgentError::Gone | AgentError::NoAnswer | AgentError::Refused { .. }))
+        !matches!(
+            self,
+            Self::Store(_) | Self::Agent(AgentError::Gone | AgentError::NoAnswer | AgentError::Refused { .. })
+        )
     }
 }
 
@@ -141,9 +142,9 @@ impl Round<'_> {
             purpose: self.purpose,
             nonce: Array(nonce),
             selection: selection_to_wire(selection),
-            pcr_base: base.filter(|_| same_policy).map(|base| {
-                values_base(base.iter().map(|(bank, index, digest)| (*bank, *index, digest.as_slice())))
-            }),
+            pcr_base: base
+                .filter(|_| same_policy)
+                .map(|base| values_base(base.iter().map(|(bank, index, digest)| (*bank, *index, digest.as_slice())))),
             boot_log: self.checkpoint.and_then(|checkpoint| checkpoint.boot_log).map(Array),
             ima_from: self.checkpoint.filter(|_| same_policy).map_or(0, |checkpoint| checkpoint.ima_entries),
             credential: self.credential.as_ref().map(|(credential, _)| credential.clone()),

@@ -57,7 +57,8 @@ pub async fn run(config: &Config, options: ServeOptions, mut stop: watch::Receiv
         tls.max_fragment_size = Some(protocol::limits::MAX_RECORD_LEN);
     }
     let gateway_at = options.gateway.unwrap_or(config.gateway);
-    let listener = TcpListener::bind(gateway_at).await.with_context(|| format!("the gateway cannot listen on {gateway_at}"))?;
+    let listener =
+        TcpListener::bind(gateway_at).await.with_context(|| format!("the gateway cannot listen on {gateway_at}"))?;
     let api_at = options.api.unwrap_or(config.api);
     let api = TcpListener::bind(api_at).await.with_context(|| format!("the API cannot listen on {api_at}"))?;
     println!("gateway listening on {}", listener.local_addr()?);
@@ -87,7 +88,8 @@ pub async fn run(config: &Config, options: ServeOptions, mut stop: watch::Receiv
 /// # Errors
 /// As [`run`].
 pub async fn open(config: &Config, options: &ServeOptions) -> anyhow::Result<Arc<App>> {
-    let registrar_store = store::open_registrar(config.registrar.db.expose()).await.context("the registrar's database")?;
+    let registrar_store =
+        store::open_registrar(config.registrar.db.expose()).await.context("the registrar's database")?;
     let verifier_store = store::open_verifier(config.verifier.db.expose()).await.context("the verifier's database")?;
     let tenant_store = store::open_tenant(config.tenant.db.expose()).await.context("the tenant's database")?;
     registrar_store.migrate().await.context("the registrar's database")?;
@@ -101,8 +103,11 @@ pub async fn open(config: &Config, options: &ServeOptions) -> anyhow::Result<Arc
             None => Ok(EkRoots::default()),
         }
     };
-    let registrar =
-        Arc::new(Registrar::new(registrar_store, config.role_key(Role::Registrar)?, roots(&config.registrar.ek_roots)?));
+    let registrar = Arc::new(Registrar::new(
+        registrar_store,
+        config.role_key(Role::Registrar)?,
+        roots(&config.registrar.ek_roots)?,
+    ));
     let registrar_link: Arc<dyn RegistrarLink> = registrar.clone();
     let verifier = Arc::new(Verifier::new(
         verifier_store,

@@ -223,9 +223,14 @@ impl Tenant {
         let evidence = binding
             .filter(|binding| binding.node_id == agent.node_id() && binding.ak_name == agent.ak_name())
             .and_then(|binding| binding.join.as_ref())
-            .ok_or_else(|| Refusal::forbidden("not_admitted", "no node of ours has this node id, and it proved no join token"))?;
+            .ok_or_else(|| {
+                Refusal::forbidden("not_admitted", "no node of ours has this node id, and it proved no join token")
+            })?;
         let row = self.store.join(evidence.join_id).await?.ok_or_else(|| {
-            Refusal::forbidden("unknown_join", "the join token that this node proved to the registrar is not one of ours")
+            Refusal::forbidden(
+                "unknown_join",
+                "the join token that this node proved to the registrar is not one of ours",
+            )
         })?;
         let sealed = SealedShare::from_bytes(&row.join.tenant_key).map_err(|error| Refusal::internal(&error))?;
         let key = open_join_key(&self.key, Role::Tenant, evidence.join_id, &sealed)
@@ -270,7 +275,8 @@ impl Tenant {
         };
         let ek = TpmtPublic::decode(&binding.ek_public)
             .map_err(|error| Refusal::forbidden("bad_ek", format!("the registrar's EK: {error}")))?;
-        let spki = ek.spki_der().map_err(|error| Refusal::forbidden("bad_ek", format!("the registrar's EK: {error}")))?;
+        let spki =
+            ek.spki_der().map_err(|error| Refusal::forbidden("bad_ek", format!("the registrar's EK: {error}")))?;
         if bind::node_id(&spki) != agent.node_id() {
             return Err(Refusal::forbidden("wrong_node_id", "the EK that the registrar names is not this node's"));
         }
@@ -409,7 +415,10 @@ impl Tenant {
             .is_ok()
         });
         let Some(release) = release else {
-            return Err(Refusal::forbidden("bad_confirm", "the confirmation is for no release of this sealing to this node"));
+            return Err(Refusal::forbidden(
+                "bad_confirm",
+                "the confirmation is for no release of this sealing to this node",
+            ));
         };
         if release.confirmed_ms.is_some() {
             return Ok(());

@@ -197,12 +197,7 @@ impl Verifier {
 
     /// Steps 4c and 5a: waits for the tenant's word on this AK and sealing, then lets V go. `false` if the verdict grew too
     /// old over it.
-    async fn release(
-        &self,
-        agent: &Arc<Agent>,
-        state: &mut Attending,
-        judged: &Judged,
-    ) -> Result<bool, NotReleased> {
+    async fn release(&self, agent: &Arc<Agent>, state: &mut Attending, judged: &Judged) -> Result<bool, NotReleased> {
         let deadline = judged.made + Duration::from_millis(limits::RELEASE_VERDICT_MAX_AGE_MS);
         loop {
             let node = self.store.node(agent.node_id()).await?.ok_or(StoreError::NotFound("node"))?;
@@ -226,7 +221,8 @@ impl Verifier {
             }
             let send = self.appraiser.send_share(agent, judged, right, *sealing_id, |nk_public, attest_digest| {
                 let sealed = SealedShare::from_bytes(v_sealed).map_err(|_| NotReleased::StoredShare)?;
-                let v = open_v_at_rest(&self.key, subject, *sealing_id, &sealed).map_err(|_| NotReleased::StoredShare)?;
+                let v =
+                    open_v_at_rest(&self.key, subject, *sealing_id, &sealed).map_err(|_| NotReleased::StoredShare)?;
                 let release = share::Release { node_id: agent.node_id(), sealing_id: *sealing_id, attest_digest };
                 Ok(share::seal_v(&release, nk_public, &v, &mut OsRng)?)
             });

@@ -52,7 +52,8 @@ mod tests {
 
     #[test]
     fn a_list_is_read_with_and_without_its_envelope() {
-        let event = json!({"id": "registrar-3", "at_ms": 5, "role": "registrar", "kind": "bound", "detail": "AK bound"});
+        let event =
+            json!({"id": "registrar-3", "at_ms": 5, "role": "registrar", "kind": "bound", "detail": "AK bound"});
         for answer in [json!([event]), json!({"next": 4, "events": [event]})] {
             let events = list(&answer);
             assert_eq!((events.len(), events[0].kind.as_str(), events[0].at_ms), (1, "bound", 5));

@@ -73,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.list {
         return list();
     }
-    let mut tools = vec![Tool::CCompiler, Tool::Swtpm, Tool::Tpm2Tools, Tool::Openssl];
+    let mut tools = vec![Tool::CCompiler, Tool::Swtpm, Tool::Tpm2Tools, Tool::Openssl, Tool::Libcoap];
     if arguments.store == Store::Postgres {
         tools.push(Tool::Postgres);
     }

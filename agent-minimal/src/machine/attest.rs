@@ -142,10 +142,8 @@ impl Attestation {
             return Err(Error::OutOfOrder { state: "Attestation" });
         };
         let attest_digest: [u8; 32] = Sha256::digest(&quoted.attested).into();
-        let credential_answer = quoted
-            .credential_secret
-            .as_ref()
-            .map(|secret| Array(bind::credential_answer(secret, &qualifying_data)));
+        let credential_answer =
+            quoted.credential_secret.as_ref().map(|secret| Array(bind::credential_answer(secret, &qualifying_data)));
         let nonces: Nonces = challenges.iter().map(|(_, challenge)| (challenge.role, challenge.nonce.0)).collect();
         let mut ima = quoted.ima.into_iter();
         for (token, challenge) in challenges {
@@ -154,10 +152,7 @@ impl Attestation {
                 attested: Bytes::new(&quoted.attested)?,
                 signature: Bytes::new(&quoted.signature)?,
                 nk_public,
-                other_nonce: nonces
-                    .iter()
-                    .find(|(role, _)| *role != challenge.role)
-                    .map(|(_, nonce)| Array(*nonce)),
+                other_nonce: nonces.iter().find(|(role, _)| *role != challenge.role).map(|(_, nonce)| Array(*nonce)),
                 pcrs_from_base,
                 pcrs,
                 boot_log: quoted.boot_log.filter(|state| challenge.boot_log != Some(state.digest)),

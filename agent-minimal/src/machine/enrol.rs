@@ -104,9 +104,7 @@ fn enrol(link: &Link<'_>) -> Result<Enrol, Error> {
         }
     }
     let join = facts.join.as_ref().map(|token| {
-        let proof = |role| {
-            Array(token.key(role).proof(facts.node_id, &facts.ak_name, &facts.server_certificate))
-        };
+        let proof = |role| Array(token.key(role).proof(facts.node_id, &facts.ak_name, &facts.server_certificate));
         JoinProof { join_id: token.id(), registrar: proof(Role::Registrar), tenant: proof(Role::Tenant) }
     });
     Ok(Enrol { ek_public: Bytes::new(&facts.ek_public)?, ek_chain, ak_public: Bytes::new(&facts.ak_public)?, join })

@@ -7,10 +7,7 @@ use std::{format, vec};
 use proptest::prelude::*;
 use protocol::{
     bytes::Bytes,
-    coap::{
-        block::slice_for,
-        frame::Message,
-    },
+    coap::{block::slice_for, frame::Message},
     crypto::{
         bind,
         container::{File, write_container},
@@ -257,7 +254,9 @@ impl Sealed {
         };
         let sealed: SealedShare = match role {
             Role::Verifier => share::seal_v(&release, nk_public, &self.v, &mut OsRng).unwrap(),
-            _ => share::seal_u(&release, nk_public, &self.holding.u, &self.holding.manifest_digest, &mut OsRng).unwrap(),
+            _ => {
+                share::seal_u(&release, nk_public, &self.holding.u, &self.holding.manifest_digest, &mut OsRng).unwrap()
+            }
         };
         Share {
             role,

@@ -91,7 +91,12 @@ impl Gateway {
     }
 
     /// Accepts agents until `shutdown` turns true; then tells each to come back, and waits for them at most 5 s.
-    pub async fn run(self: Arc<Self>, listener: TcpListener, tls: Arc<ServerConfig>, mut shutdown: watch::Receiver<bool>) {
+    pub async fn run(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tls: Arc<ServerConfig>,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
         let acceptor = TlsAcceptor::from(tls);
         let mut sessions = JoinSet::new();
         loop {

@@ -60,7 +60,11 @@ enum Body {
     Changed,
     Content(Vec<u8>),
     /// A part of a body of `len` bytes that begins at `offset`.
-    Part { offset: usize, len: usize, bytes: Vec<u8> },
+    Part {
+        offset: usize,
+        len: usize,
+        bytes: Vec<u8>,
+    },
     Links(String),
 }
 
@@ -254,9 +258,10 @@ impl Session {
                 };
                 self.agent = Some(agent.clone());
                 self.spawn(async move {
-                    let result = is_known(&gateway, &agent).await.map_err(Refusal::from).and_then(|known| {
-                        content(&if known { HelloAnswer::Known } else { HelloAnswer::Enrol })
-                    });
+                    let result = is_known(&gateway, &agent)
+                        .await
+                        .map_err(Refusal::from)
+                        .and_then(|known| content(&if known { HelloAnswer::Known } else { HelloAnswer::Enrol }));
                     answer(name, result)
                 });
                 Ok(())
@@ -318,12 +323,18 @@ impl Session {
     fn hello(&mut self, payload: &[u8]) -> Result<Arc<Agent>, Refusal> {
         let hello: Hello = message::decode(payload).map_err(|_| malformed())?;
         if hello.version != message::VERSION {
-            return Err(Refusal::bad_request("unknown_version", format!("this gateway speaks version {}", message::VERSION)));
+            return Err(Refusal::bad_request(
+                "unknown_version",
+                format!("this gateway speaks version {}", message::VERSION),
+            ));
         }
         let certificate = self.gateway.server_certificate;
         let agent = Agent::new(self.connection, self.peer, hello, certificate, self.commands.clone());
         if !self.gateway.registry.claim(&agent) {
-            return Err(Refusal::too_many("too_many_unproven", "two connections claim this node and have not proven it yet"));
+            return Err(Refusal::too_many(
+                "too_many_unproven",
+                "two connections claim this node and have not proven it yet",
+            ));
         }
         Ok(agent)
     }
@@ -459,7 +470,11 @@ struct Incoming {
 impl Incoming {
     fn decode(token: Token, message: &Message<'_>) -> Self {
         let route = if message.options.unknown_critical().is_some() {
-            Err(Refusal { code: Code::BAD_OPTION, kind: "bad_option", detail: "a critical option is not understood".into() })
+            Err(Refusal {
+                code: Code::BAD_OPTION,
+                kind: "bad_option",
+                detail: "a critical option is not understood".into(),
+            })
         } else {
             let path = message.options.all(CoapOption::UriPath);
             let query = message.options.all(CoapOption::UriQuery);
@@ -503,8 +518,7 @@ async fn serve_tenant(
         Route::Manifest(sealing_id) => content(&gateway.tenant.manifest(agent, sealing_id).await?),
         Route::Payload(sealing_id) => {
             let offset = asked.map_or(0, Block::offset);
-            let (len, bytes) =
-                gateway.tenant.ciphertext(agent, sealing_id, offset, limits::MAX_BLOCK_PAYLOAD).await?;
+            let (len, bytes) = gateway.tenant.ciphertext(agent, sealing_id, offset, limits::MAX_BLOCK_PAYLOAD).await?;
             Ok(Body::Part { offset, len, bytes })
         }
         Route::Confirm => {

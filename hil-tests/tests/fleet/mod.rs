@@ -15,6 +15,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
+use hil_tests::events;
 use hil_tests::rig::{Agent, NodeAdd, Options, Rig, policy_text};
 use hil_tests::rogue::server::RogueSealing;
 use hil_tests::swtpm::{EkKind, Swtpm, SwtpmCa};
@@ -200,7 +201,8 @@ impl Fleet {
 
     /// The node's history as short names, oldest first.
     pub(crate) fn kinds(&self, name: &str) -> Result<Vec<String>> {
-        Ok(self.rig.events(name)?.into_iter().map(|event| event.kind).collect())
+        let answer = self.rig.api_get(&format!("/nodes/{name}/events?limit=500"))?;
+        Ok(events::list(&answer).into_iter().map(|event| event.kind).collect())
     }
 }
 

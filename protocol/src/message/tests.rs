@@ -3,12 +3,7 @@
 extern crate std;
 use std::{format, string::String, vec};
 
-use super::{
-    attest::*,
-    enrol::*,
-    provision::*,
-    *,
-};
+use super::{attest::*, enrol::*, provision::*, *};
 use crate::{
     bytes::{Array, Bytes},
     id::{EnrolmentId, JoinId, NodeId, Role, SealingId},
@@ -54,11 +49,7 @@ fn enrolment_is_pinned() {
         ek_public: Bytes::new(&[1, 2]).unwrap(),
         ek_chain: heapless::Vec::from_slice(&[Bytes::new(&[3]).unwrap()]).unwrap(),
         ak_public: Bytes::new(&[4]).unwrap(),
-        join: Some(JoinProof {
-            join_id: JoinId([5; 32]),
-            registrar: Array([6; 32]),
-            tenant: Array([7; 32]),
-        }),
+        join: Some(JoinProof { join_id: JoinId([5; 32]), registrar: Array([6; 32]), tenant: Array([7; 32]) }),
     };
     let hex = format!("020102010103010401{}{}{}", "05".repeat(32), "06".repeat(32), "07".repeat(32));
     pinned(&enrol, &hex);

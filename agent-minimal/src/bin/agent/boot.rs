@@ -81,7 +81,9 @@ impl Booted {
         let identity = tpm.identity(settings.ek)?;
         log::info!("this machine is node {} (EK {})", identity.node_id, identity.ek.name());
         if identity.ek_chain.is_empty() {
-            log::warn!("the TPM has no EK certificate: the tenant has to know this node id, or accept unproven hardware");
+            log::warn!(
+                "the TPM has no EK certificate: the tenant has to know this node id, or accept unproven hardware"
+            );
         }
         let tpm_bytes = tpm.random()?;
         let rng = Rng::new(&kernel, Some(&tpm_bytes))?;
@@ -108,7 +110,7 @@ impl Booted {
     }
 
     /// Brings the phase PCR and what is in place together: a restart may lie anywhere in between.
-    fn enter_phase(&mut self, settings: &Settings) -> Result<(), BootError> {
+    pub(crate) fn enter_phase(&mut self, settings: &Settings) -> Result<(), BootError> {
         self.placed = self.home.existing();
         if self.tenant_keys.is_empty() {
             return Ok(()); // attestation only: nothing decides whose code runs

@@ -140,6 +140,10 @@ struct Session<'c, 'p> {
 impl Drive {
     fn session(&mut self, connection: Connection<'_>) -> Result<End, String> {
         log::debug!("the gateway has proven itself");
+        if self.booted.placed.is_some_and(|placed| placed.proof.is_some()) {
+            // An earlier session may have ended between the placing and the phase PCR: confirmed is only what it says.
+            self.booted.enter_phase(&self.settings).map_err(|why| why.to_string())?;
+        }
         let facts = self.facts(*connection.server().certificate_digest());
         let home = crate::payload::PayloadDir::new(self.booted.home.path());
         let now = Instant::now();
