@@ -382,6 +382,14 @@ pub trait AppraiserStore: EventStore {
     /// Marks the releases of one sealing to a node under one `reset_count` as confirmed; again changes nothing.
     async fn confirm_release(&self, node_id: NodeId, sealing_id: SealingId, reset_count: u32)
     -> Result<(), StoreError>;
+    /// As [`AppraiserStore::confirm_release`], and with the first time the event: both or neither. Whether it was the first.
+    async fn confirm_delivery(
+        &self,
+        node_id: NodeId,
+        sealing_id: SealingId,
+        reset_count: u32,
+        event: &NewEvent,
+    ) -> Result<bool, StoreError>;
     /// Forgets a node: attestation, verdicts, releases. Events stay.
     async fn forget_node(&self, node_id: NodeId) -> Result<(), StoreError>;
 }

@@ -40,7 +40,7 @@ use crate::{
     registrar::{certify, credential},
     round::RoundError,
     store::{
-        StoreError, TenantStore,
+        NewEvent, StoreError, TenantStore,
         registrar::Binding,
         tenant::{SealingRow, TenantNode},
     },
@@ -423,14 +423,22 @@ impl Tenant {
         if release.confirmed_ms.is_some() {
             return Ok(());
         }
-        self.store.confirm_release(agent.node_id(), confirm.sealing_id, release.reset_count).await?;
+        // In this order: a confirmation that is cut short anywhere is sent again, and then does the whole of it.
         let told = self.verifier.delivered(agent.node_id(), confirm.sealing_id, release.reset_count).await;
         if let Err(LinkError::Store(error)) = told {
             // The verifier's own phase PCR rule stands in for it.
             tracing::error!(error = %chain(&error), "the verifier could not be told of a delivery");
         }
-        let detail = format!("the payload of sealing {} is in place", confirm.sealing_id);
-        self.appraiser.event(Some(agent.node_id()), Some(&node.name), "delivered", &detail).await;
+        let event = NewEvent {
+            node_id: Some(agent.node_id()),
+            name: Some(node.name),
+            kind: "delivered",
+            detail: format!("the payload of sealing {} is in place", confirm.sealing_id),
+        };
+        let (node_id, sealing_id) = (agent.node_id(), confirm.sealing_id);
+        if self.store.confirm_delivery(node_id, sealing_id, release.reset_count, &event).await? {
+            tracing::info!(role = "tenant", node = %node_id, name = event.name, kind = event.kind, detail = event.detail);
+        }
         Ok(())
     }
 

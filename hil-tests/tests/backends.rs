@@ -153,7 +153,7 @@ fn same_proof(one: &Answered, other: &Answered) -> Result<()> {
     ensure!((reset, restart) == (second.clock_info.reset_count, second.clock_info.restart_count), "two epochs");
     let same_moment =
         TpmsAttest { clock_info: first.clock_info, extra_data: first.extra_data.clone(), ..second.clone() };
-    ensure!(same_moment.encode() == &one.evidence.attested[..], "quotes of another form");
+    ensure!(same_moment.encode() == one.evidence.attested[..], "quotes of another form");
     Ok(())
 }
 

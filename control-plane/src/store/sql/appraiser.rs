@@ -6,10 +6,10 @@ use protocol::{
     id::{NodeId, SealingId},
 };
 
-use super::{Appraises, Db, Durability, Row, Tx, codec, retry_races, values};
+use super::{Appraises, Db, Durability, Row, Tx, codec, event::insert_event, retry_races, values};
 use crate::store::{
-    AkName, AppraiserStore, Attestation, Checkpoint, Conflict, Outcome, PolicyId, PolicyRow, Release, StoreError,
-    Trust, UnixMs, VerdictRow, Written,
+    AkName, AppraiserStore, Attestation, Checkpoint, Conflict, NewEvent, Outcome, PolicyId, PolicyRow, Release,
+    StoreError, Trust, UnixMs, VerdictRow, Written,
 };
 
 #[async_trait]
@@ -185,10 +185,24 @@ impl<T: Appraises> AppraiserStore for T {
         sealing_id: SealingId,
         reset_count: u32,
     ) -> Result<(), StoreError> {
-        let sql = "UPDATE share_release SET confirmed_ms = (SELECT now_ms FROM clock)
-            WHERE node_id = $1 AND sealing_id = $2 AND reset_count = $3 AND confirmed_ms IS NULL AND NOT ended";
-        self.db().write(Durability::Now, sql, values![&node_id.0, &sealing_id.0, reset_count]).await?;
+        self.db().write(Durability::Now, CONFIRM, values![&node_id.0, &sealing_id.0, reset_count]).await?;
         Ok(())
+    }
+
+    async fn confirm_delivery(
+        &self,
+        node_id: NodeId,
+        sealing_id: SealingId,
+        reset_count: u32,
+        event: &NewEvent,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.db().begin(Durability::Now).await?;
+        let is_first = tx.write(CONFIRM, values![&node_id.0, &sealing_id.0, reset_count]).await? > 0;
+        if is_first {
+            insert_event(&mut tx, event).await?;
+        }
+        tx.commit().await?;
+        Ok(is_first)
     }
 
     async fn forget_node(&self, node_id: NodeId) -> Result<(), StoreError> {
@@ -203,6 +217,9 @@ impl<T: Appraises> AppraiserStore for T {
         tx.commit().await
     }
 }
+
+const CONFIRM: &str = "UPDATE share_release SET confirmed_ms = (SELECT now_ms FROM clock)
+    WHERE node_id = $1 AND sealing_id = $2 AND reset_count = $3 AND confirmed_ms IS NULL AND NOT ended";
 
 /// Trust as it is now: a positive verdict counts from the making of its nonce, and not after a clock was set back.
 fn trust(state: &str, verdict: Option<&VerdictRow>, now_ms: UnixMs) -> Result<Trust, StoreError> {

@@ -26,18 +26,7 @@ impl<T: OnDb> EventStore for T {
 
     async fn add_event(&self, event: &NewEvent) -> Result<(), StoreError> {
         let mut tx = self.db().begin(Durability::Soon).await?;
-        let node_id = event.node_id.as_ref().map(NodeId::as_bytes);
-        let insert = "INSERT INTO event (at_ms, node_id, name, kind, detail)
-            VALUES ((SELECT now_ms FROM clock), $1, $2, $3, $4) RETURNING id";
-        let detail = kept_detail(&event.detail);
-        let values = values![node_id, event.name.as_deref(), event.kind, &detail];
-        let id: i64 = tx.returning(insert, values).await?.get(0)?;
-        if event.name.is_none() {
-            prune_stranger(&mut tx, event.node_id).await?;
-        }
-        if id % PRUNE_EVERY == 0 {
-            prune(&mut tx).await?;
-        }
+        insert_event(&mut tx, event).await?;
         tx.commit().await
     }
 
@@ -67,6 +56,23 @@ impl<T: OnDb> EventStore for T {
         }
         Ok(events)
     }
+}
+
+/// Writes an event as part of a transaction.
+pub(super) async fn insert_event(tx: &mut Tx, event: &NewEvent) -> Result<(), StoreError> {
+    let node_id = event.node_id.as_ref().map(NodeId::as_bytes);
+    let insert = "INSERT INTO event (at_ms, node_id, name, kind, detail)
+        VALUES ((SELECT now_ms FROM clock), $1, $2, $3, $4) RETURNING id";
+    let detail = kept_detail(&event.detail);
+    let values = values![node_id, event.name.as_deref(), event.kind, &detail];
+    let id: i64 = tx.returning(insert, values).await?.get(0)?;
+    if event.name.is_none() {
+        prune_stranger(tx, event.node_id).await?;
+    }
+    if id % PRUNE_EVERY == 0 {
+        prune(tx).await?;
+    }
+    Ok(())
 }
 
 /// A detail as it is kept: no NUL, which Postgres refuses in texts, and cut between characters.

@@ -503,7 +503,12 @@ impl Batch<'_> {
         for first in [command::FIRST_TRANSIENT, command::FIRST_LOADED_SESSION, command::FIRST_SAVED_SESSION] {
             let answer = self.run(what, &command::handles(first).plain())?;
             let (handles, _) = command::parse_handles(&answer).map_err(|why| TpmError::Answer { what, why })?;
-            for handle in handles.into_iter().filter(|handle| handle >> 24 == first >> 24) {
+            // Sessions are listed by their own kind, HMAC (02) or policy (03), loaded or saved.
+            let is_asked_for = |handle: &u32| match first {
+                command::FIRST_TRANSIENT => handle >> 24 == first >> 24,
+                _ => matches!(handle >> 24, 0x02 | 0x03),
+            };
+            for handle in handles.into_iter().filter(is_asked_for) {
                 self.flush(handle);
             }
         }
