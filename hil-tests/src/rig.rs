@@ -460,6 +460,14 @@ impl Rig {
     /// # Errors
     /// When it prints none.
     pub fn node_id(&self, tpm: &Swtpm) -> Result<String> {
+        self.node_id_at(&tpm.tcti())
+    }
+
+    /// As [`Rig::node_id`], of any TPM: `tcti` is the agent's setting.
+    ///
+    /// # Errors
+    /// As [`Rig::node_id`].
+    pub fn node_id_at(&self, tcti: &str) -> Result<String> {
         let config = self.scratch.path().join("check.conf");
         let operator = self.operator_dir();
         let text = format!(
@@ -469,7 +477,7 @@ impl Rig {
             operator.join("tenant-key.pem").display()
         );
         write_secret(&config, text.as_bytes())?;
-        let output = self.agent_command(&tpm.tcti(), &config)?.arg("--check").output()?;
+        let output = self.agent_command(tcti, &config)?.arg("--check").output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         let about_id = said.lines().filter(|line| line.contains("node id") || line.contains("node_id"));
         let mut words = about_id.flat_map(|line| line.split(|c: char| !c.is_ascii_hexdigit()));

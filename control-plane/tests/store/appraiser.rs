@@ -1,7 +1,7 @@
 //! Policies, logs, trust, verdicts and releases: the same for verifier and tenant, and tested on both.
 
 use control_plane::store::{
-    AppraiserStore, Checkpoint, Conflict, NewEvent, Outcome, Release, Trust, UnixMs, VerdictRow, Written,
+    AppraiserStore, Checkpoint, Conflict, EventFilter, NewEvent, Outcome, Release, Trust, UnixMs, VerdictRow, Written,
 };
 
 use super::stores::{Stores, ak, conflict, loser, node, policy, sealing_id};
@@ -393,6 +393,22 @@ pub(crate) async fn releases_are_on_record_and_confirmed_once(stores: &Stores) {
         store.confirm_release(node(1), sealing_id(1), 7).await.unwrap();
         assert_eq!(store.releases(node(1), 10).await.unwrap(), confirmed);
         assert_eq!(store.releases(node(1), 1).await.unwrap().len(), 1);
+    }
+}
+
+pub(crate) async fn a_delivery_is_confirmed_and_told_once(stores: &Stores) {
+    for store in stores.appraisers() {
+        store.add_release(&release(1, 1, 7)).await.unwrap();
+        let event = NewEvent { node_id: Some(node(1)), name: None, kind: "delivered", detail: "in place".into() };
+        let told = EventFilter { node_id: Some(node(1)), limit: 10, ..EventFilter::default() };
+        // Of another boot: nothing is confirmed, so nothing is told.
+        assert!(!store.confirm_delivery(node(1), sealing_id(1), 6, &event).await.unwrap());
+        assert!(store.events(&told).await.unwrap().is_empty());
+        assert!(store.confirm_delivery(node(1), sealing_id(1), 7, &event).await.unwrap());
+        assert!(!store.confirm_delivery(node(1), sealing_id(1), 7, &event).await.unwrap());
+        let events = store.events(&told).await.unwrap();
+        assert_eq!(events.iter().map(|event| event.kind.as_str()).collect::<Vec<_>>(), ["delivered"]);
+        assert!(store.releases(node(1), 10).await.unwrap()[0].confirmed_ms.is_some());
     }
 }
 
