@@ -91,7 +91,7 @@ suite! {
         at_most_two_hundred_verdicts_of_a_node_are_kept
         racing_verdicts_leave_the_newest
         releases_are_on_record_and_confirmed_once
-        a_delivery_is_confirmed_and_told_once,
+        a_delivery_is_confirmed_and_told_once
         a_second_release_after_the_confirmation_is_refused
         a_rolled_back_node_may_be_delivered_again_under_an_old_reset_count
         at_most_two_hundred_unconfirmed_releases_of_a_node_are_kept
