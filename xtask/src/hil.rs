@@ -167,7 +167,7 @@ pub(crate) fn build_esapi_agent() -> Result<PathBuf> {
     Ok(to)
 }
 
-/// The scenario files: all in `hil-tests/tests` but the test of the harness and what is for real TPMs only.
+/// The scenario files: all in `hil-tests/tests` but the test of the harness.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -179,7 +179,7 @@ pub(crate) fn files() -> Result<Vec<String>> {
             names.push(name.to_owned());
         }
     }
-    names.retain(|name| name != HARNESS && name != REAL_TPM);
+    names.retain(|name| name != HARNESS);
     names.sort();
     Ok(names)
 }
