@@ -303,12 +303,14 @@ impl Tenant {
         if !is_sealed_for(&node, &sealing, agent.node_id()) {
             return Err(NotReleased::StoredShare);
         }
-        let holding = self.holding(&sealing)?;
+        // Nothing is agreed to that does not open. It is opened again where U is sealed: no secret outlives a wait.
+        drop(self.holding(&sealing)?);
         self.verifier
             .agree(agent.node_id(), agent.ak_name(), sealing_id)
             .await
             .map_err(|LinkError::Store(error)| error)?;
         let send = self.appraiser.send_share(agent, judged, right, sealing_id, |nk_public, attest_digest| {
+            let holding = self.holding(&sealing)?;
             let release = share::Release { node_id: agent.node_id(), sealing_id, attest_digest };
             Ok(share::seal_u(&release, nk_public, &holding.u, &holding.manifest_digest, &mut OsRng)?)
         });
@@ -401,11 +403,11 @@ impl Tenant {
 
     async fn check_confirm(&self, agent: &Agent, confirm: &Confirm) -> Result<(), Refusal> {
         let (node, sealing) = self.sealing_of(agent, confirm.sealing_id).await?;
-        let holding = self.holding(&sealing).map_err(|error| Refusal::internal(&error))?;
+        let TenantHolding { confirm_key, .. } = self.holding(&sealing).map_err(|error| Refusal::internal(&error))?;
         let releases = self.store.releases(agent.node_id(), MAX_OPEN_RELEASES).await?;
         let release = releases.into_iter().filter(|release| release.sealing_id == confirm.sealing_id).find(|release| {
             bind::verify_confirm_mac(
-                &holding.confirm_key,
+                &confirm_key,
                 agent.node_id(),
                 confirm.sealing_id,
                 &release.nk_digest,
