@@ -104,7 +104,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Conflict(conflict) => {
-                Self::conflict(conflict_kind(conflict), format!("Nothing was changed: {conflict}."))
+                Self::conflict(conflict.code(), format!("Nothing was changed: {conflict}."))
             }
             StoreError::NotFound(what) => {
                 let kind = match what {
@@ -164,23 +164,6 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
-    }
-}
-
-/// The short name of a conflict.
-pub const fn conflict_kind(conflict: Conflict) -> &'static str {
-    match conflict {
-        Conflict::NameTaken => "name_taken",
-        Conflict::NodeIdTaken => "node_id_taken",
-        Conflict::NodeBoundToOtherAk => "node_bound_to_other_ak",
-        Conflict::AkBoundToOtherNode => "ak_bound_to_other_node",
-        Conflict::JoinUsed => "join_used",
-        Conflict::JoinEnded => "join_ended",
-        Conflict::SealingExists => "sealing_exists",
-        Conflict::SealingComplete => "sealing_complete",
-        Conflict::SealingIncomplete => "sealing_incomplete",
-        Conflict::PolicyInUse => "policy_in_use",
-        Conflict::AlreadyDelivered => "already_delivered",
     }
 }
 
