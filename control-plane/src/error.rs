@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::store::{Conflict, StoreError};
+use crate::store::StoreError;
 
 /// The body of an error (RFC 9457 §3).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_conflict_names_itself() {
-        let error = ApiError::from(StoreError::Conflict(Conflict::NameTaken));
+        let error = ApiError::from(StoreError::Conflict(crate::store::Conflict::NameTaken));
         assert_eq!((error.kind(), error.status()), ("name_taken", StatusCode::CONFLICT));
     }
 
