@@ -1,7 +1,10 @@
 //! One round of attestation: a challenge, its evidence, the checks, the verdict. Verifier and tenant each run their own,
 //! with their own nonce, policy and memory; nothing here writes anything down.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use protocol::{
     bytes::Array,
@@ -150,9 +153,7 @@ impl Round<'_> {
             credential: self.credential.as_ref().map(|(credential, _)| credential.clone()),
         };
         let evidence: Evidence = agent.ask(self.role, Route::Challenge, &challenge).await?;
-        if made.elapsed().as_millis() > u128::from(limits::NONCE_LIFETIME_MS) {
-            return Err(RoundError::NonceExpired);
-        }
+        in_time(made.elapsed())?;
         let quote = self.verify(agent, &evidence, nonce, selection)?;
         proven().await?;
         let pcrs = QuotedPcrs::complete(&quote, base, &evidence.pcrs, evidence.pcrs_from_base)?;
@@ -284,6 +285,11 @@ impl Round<'_> {
     }
 }
 
+/// A nonce lives 60 s from its making: an answer that a slow connection held back longer proves nothing of now.
+fn in_time(age: Duration) -> Result<(), RoundError> {
+    if age > Duration::from_millis(limits::NONCE_LIFETIME_MS) { Err(RoundError::NonceExpired) } else { Ok(()) }
+}
+
 /// What of the boot log there is to judge.
 enum BootLog {
     None,
@@ -301,5 +307,17 @@ impl BootLog {
             Self::Parsed(Ok(log)) => BootLogEvidence::Replayed(log),
             Self::Parsed(Err(error)) => BootLogEvidence::Unreadable(*error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_after_the_nonces_life_is_refused() {
+        let life = Duration::from_millis(limits::NONCE_LIFETIME_MS);
+        assert!(in_time(life).is_ok());
+        assert!(matches!(in_time(life + Duration::from_millis(1)), Err(RoundError::NonceExpired)));
     }
 }

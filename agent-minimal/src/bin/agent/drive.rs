@@ -38,6 +38,8 @@ use crate::{
 
 /// A gateway that says nothing for so long is asked for a sign of life.
 const IDLE: Duration = Duration::from_secs(90);
+/// Reads of 2 KiB that are taken before the machine's outputs are: two of the longest messages.
+const MAX_READS_TOGETHER: usize = 8;
 /// How often a running autorun is looked at.
 const AUTORUN_POLL: Duration = Duration::from_millis(100);
 /// Fetches of the list that may go on side by side: one a role, and those that were begun anew.
@@ -181,8 +183,12 @@ impl Drive {
                     (session.heard, session.asked_for_life) = (Instant::now(), false);
                     let bytes = buf.get(..len).unwrap_or_default();
                     session.input(&mut machine, Input::Bytes(bytes))?;
-                    // What came together is taken together: two challenges may share one quote.
-                    while session.connection.readable_now() {
+                    // What came together is taken together: two challenges may share one quote. Only so much, for what it
+                    // asks for is queued meanwhile.
+                    for _ in 0..MAX_READS_TOGETHER {
+                        if !session.connection.readable_now() {
+                            break;
+                        }
                         match session.connection.read(&mut buf, Some(Duration::ZERO)) {
                             Ok(Read::Bytes(len)) => {
                                 let bytes = buf.get(..len).unwrap_or_default();
