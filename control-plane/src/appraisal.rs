@@ -8,11 +8,15 @@
 //! verdict says so.
 
 pub mod boot_log;
+pub mod boot_rules;
 pub mod continuity;
+pub mod finding;
 pub mod ima_log;
+pub mod ima_rules;
 pub mod pcrs;
 pub mod policy;
 pub mod quote;
+pub mod userspace_log;
 pub mod verdict;
 
 pub use boot_log::{BootLog, ReplayedBootLog};

@@ -23,13 +23,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     appraisal::{
-        boot_log::ReplayedBootLog,
+        boot_log::BootLogError,
         continuity::{Epoch, continuity},
         ima_log::{ImaError, ImaReplay, ImaStart, ReplayedIma},
+        ima_rules::{ImaJudge, ImaJudgement},
         pcrs::{QuotedPcrs, selection_to_wire},
         policy::{Policy, unjudged_selection},
         quote::{AkPublic, QuoteError, VerifiedQuote},
-        verdict::{BootLogEvidence, Hardware, ImaEvidence, Input, PhaseEvents, Verdict, appraise, boot_log_is_judged},
+        verdict::{
+            BootLogEvidence, Hardware, ImaEvidence, Input, PhaseEvents, ReadBootLog, Verdict, appraise,
+            boot_log_is_judged,
+        },
     },
     gateway::{Agent, AgentError},
     store::{AppraiserStore, Checkpoint, StoreError},
@@ -159,6 +163,7 @@ impl Round<'_> {
         let pcrs = QuotedPcrs::complete(&quote, base, &evidence.pcrs, evidence.pcrs_from_base)?;
         let epoch = continuity(self.checkpoint, &quote).ok();
         let boot_log = self.boot_log(agent, store, &evidence, epoch, &pcrs).await?;
+        let read = boot_log.read();
         let ima = self.ima(agent, &evidence, &challenge, epoch, &pcrs).await?;
         let verdict = appraise(&Input {
             purpose: self.purpose,
@@ -166,10 +171,16 @@ impl Round<'_> {
             pcrs: &pcrs,
             previous: self.checkpoint,
             hardware: self.hardware,
-            boot_log: boot_log.as_evidence(),
+            boot_log: match (&boot_log, &read) {
+                (BootLog::JudgedBefore, _) => BootLogEvidence::JudgedBefore,
+                (BootLog::TooLong, _) => BootLogEvidence::Unreadable(BootLogError::TooLong),
+                (_, None) => BootLogEvidence::None,
+                (_, Some(Ok(read))) => BootLogEvidence::Replayed(read),
+                (_, Some(Err(error))) => BootLogEvidence::Unreadable(*error),
+            },
             ima: match &ima {
                 None => ImaEvidence::None,
-                Some(Ok(ima)) => ImaEvidence::Replayed(ima),
+                Some(Ok((ima, judged))) => ImaEvidence::Replayed(ima, judged.as_ref()),
                 Some(Err(error)) => ImaEvidence::Unreadable(*error),
             },
             phase: self.phase,
@@ -229,7 +240,9 @@ impl Round<'_> {
         let (digest, len) = match (evidence.boot_log, held) {
             (None, None) => return Ok(BootLog::None),
             (None, Some(_)) if !agent.hello.has_boot_log => return Ok(BootLog::None),
-            (None, Some(_)) if epoch.is_some_and(|epoch| boot_log_is_judged(self.checkpoint, epoch, pcrs)) => {
+            (None, Some(_))
+                if epoch.is_some_and(|epoch| boot_log_is_judged(self.checkpoint, epoch, self.policy, pcrs)) =>
+            {
                 return Ok(BootLog::JudgedBefore);
             }
             (None, Some(held)) => (held, 0),
@@ -247,7 +260,7 @@ impl Round<'_> {
                 log
             }
         };
-        Ok(BootLog::Parsed(ReplayedBootLog::replay(&log)))
+        Ok(BootLog::Shown { log })
     }
 
     /// The IMA list from where this role stopped, up to the quoted PCR 10.
@@ -258,7 +271,7 @@ impl Round<'_> {
         challenge: &Challenge,
         epoch: Option<Epoch>,
         pcrs: &QuotedPcrs,
-    ) -> Result<Option<Result<ReplayedIma, ImaError>>, RoundError> {
+    ) -> Result<Option<Result<(ReplayedIma, Option<ImaJudgement>), ImaError>>, RoundError> {
         if !agent.hello.has_ima_log {
             return Ok(None);
         }
@@ -268,20 +281,26 @@ impl Round<'_> {
             None => ImaStart::beginning(),
         };
         let mut replay = ImaReplay::new(&start, pcrs.ima_targets());
+        let keys = self.checkpoint.filter(|_| replay.entries() > 0).map_or(&[][..], |checkpoint| &checkpoint.ima_keys);
+        let mut judge = self.policy.and_then(|policy| ImaJudge::new(policy, replay.entries(), keys));
+        let mut push = |replay: &mut ImaReplay, bytes: &[u8]| match &mut judge {
+            Some(judge) => replay.push_with(bytes, |entry| judge.entry(entry)),
+            None => replay.push(bytes),
+        };
         let part = evidence.ima.as_ref().filter(|_| replay.entries() == challenge.ima_from);
         if let Some(part) = part
-            && let Err(error) = replay.push(&part.entries)
+            && let Err(error) = push(&mut replay, &part.entries)
         {
             return Ok(Some(Err(error)));
         }
         if !replay.is_matched() && part.is_none_or(|part| replay.entries() < part.total) {
             let route = Route::LogIma { from: replay.entries() };
             let rest = agent.fetch(self.role, route, limits::MAX_IMA_LOG_LEN).await?;
-            if let Err(error) = replay.push(&rest) {
+            if let Err(error) = push(&mut replay, &rest) {
                 return Ok(Some(Err(error)));
             }
         }
-        Ok(Some(replay.finish()))
+        Ok(Some(replay.finish().map(|list| (list, judge.map(ImaJudge::finish)))))
     }
 }
 
@@ -295,18 +314,13 @@ enum BootLog {
     None,
     JudgedBefore,
     TooLong,
-    Parsed(Result<ReplayedBootLog, crate::appraisal::boot_log::BootLogError>),
+    Shown { log: Vec<u8> },
 }
 
 impl BootLog {
-    const fn as_evidence(&self) -> BootLogEvidence<'_> {
-        match self {
-            Self::None => BootLogEvidence::None,
-            Self::JudgedBefore => BootLogEvidence::JudgedBefore,
-            Self::TooLong => BootLogEvidence::Unreadable(crate::appraisal::boot_log::BootLogError::TooLong),
-            Self::Parsed(Ok(log)) => BootLogEvidence::Replayed(log),
-            Self::Parsed(Err(error)) => BootLogEvidence::Unreadable(*error),
-        }
+    fn read(&self) -> Option<Result<ReadBootLog<'_>, BootLogError>> {
+        let Self::Shown { log } = self else { return None };
+        Some(ReadBootLog::read(log, None, None))
     }
 }
 

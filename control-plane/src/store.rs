@@ -228,6 +228,9 @@ pub struct Checkpoint {
     pub ima_entries: u64,
     /// PCR 10 after those entries: (TPM_ALG_ID, digest).
     pub ima_pcrs: Vec<(u16, Vec<u8>)>,
+    /// Signature keys that those entries made known, where the policy learns them: DER SubjectPublicKeyInfo.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ima_keys: Vec<Vec<u8>>,
     /// The policy they were judged by.
     pub policy: Option<[u8; 32]>,
 }

@@ -11,7 +11,10 @@
 //! phase_pcr = 13                   # or: uncapped = true
 //! ```
 
-use std::{collections::BTreeMap, fmt, fmt::Write as _};
+pub mod boot;
+pub mod ima;
+
+use std::{collections::BTreeMap, fmt, fmt::Write as _, sync::Arc};
 
 use protocol::{
     limits,
@@ -26,6 +29,7 @@ use serde::{
     de::{Error as _, MapAccess, Visitor},
 };
 
+use self::{boot::BootRules, ima::ImaRules};
 use super::{FIRMWARE_PCRS, IMA_PCR};
 
 /// A policy's bytes as uploaded: room for thousands of reference values.
@@ -125,6 +129,8 @@ pub struct Policy {
     pcrs: BTreeMap<(HashAlg, u8), Vec<Digest>>,
     release: Option<ReleaseRule>,
     accept: Vec<Exception>,
+    boot: Option<BootRules>,
+    ima: Option<Arc<ImaRules>>,
     selection: PcrSelectionList,
     selection_with_ima: PcrSelectionList,
 }
@@ -162,16 +168,20 @@ impl Policy {
         let accept = parse_accept(raw.accept)?;
         let release = raw.release.map_or(Ok(None), parse_release)?;
         let pcrs = parse_pcrs(raw.pcrs, &accept, release)?;
-        if pcrs.is_empty() && !matches!(release, Some(ReleaseRule::PhasePcr(_))) {
+        let boot = raw.boot.map(BootRules::from_raw).transpose()?;
+        let ima = raw.ima.map(ImaRules::from_raw).transpose()?.map(Arc::new);
+        let has_rules = boot.is_some() || ima.is_some();
+        if pcrs.is_empty() && !has_rules && !matches!(release, Some(ReleaseRule::PhasePcr(_))) {
             return Err(PolicyError::JudgesNothing);
         }
-        let selection = |has_ima| select(&pcrs, release, &accept, has_ima);
+        let boot_mask = boot.as_ref().map_or(0, BootRules::pcr_mask);
+        let selection = |has_ima| select(&pcrs, release, &accept, boot_mask, has_ima);
         let (selection, selection_with_ima) = (selection(false), selection(true));
         let count = selection_with_ima.count();
         if count > limits::MAX_PCR_VALUES {
             return Err(PolicyError::TooManyPcrs(count));
         }
-        Ok(Self { id, name: raw.name, pcrs, release, accept, selection, selection_with_ima })
+        Ok(Self { id, name: raw.name, pcrs, release, accept, boot, ima, selection, selection_with_ima })
     }
 
     /// Its content address: SHA-256 of the bytes as uploaded.
@@ -207,6 +217,16 @@ impl Policy {
     /// Under what a share may leave; without a rule none does.
     pub const fn release(&self) -> Option<ReleaseRule> {
         self.release
+    }
+
+    /// Its rules on the boot log's events.
+    pub const fn boot(&self) -> Option<&BootRules> {
+        self.boot.as_ref()
+    }
+
+    /// Its rules on the IMA list's entries.
+    pub fn ima(&self) -> Option<&ImaRules> {
+        self.ima.as_deref()
     }
 
     /// Whether it makes this exception.
@@ -325,6 +345,10 @@ struct RawPolicy {
     pcrs: UniqueMap<UniqueMap<Vec<String>>>,
     #[serde(default)]
     release: Option<RawRelease>,
+    #[serde(default)]
+    boot: Option<boot::RawBoot>,
+    #[serde(default)]
+    ima: Option<ima::RawIma>,
 }
 
 #[derive(Deserialize)]
@@ -448,6 +472,7 @@ fn select(
     pcrs: &BTreeMap<(HashAlg, u8), Vec<Digest>>,
     release: Option<ReleaseRule>,
     accept: &[Exception],
+    boot_mask: u32,
     has_ima: bool,
 ) -> PcrSelectionList {
     let mut masks: BTreeMap<HashAlg, u32> = BTreeMap::new();
@@ -460,6 +485,7 @@ fn select(
     let firmware_mask = FIRMWARE_PCRS.fold(0, |mask, index| mask | (1 << index));
     let mut list = PcrSelectionList::new();
     for (bank, mut mask) in masks {
+        mask |= boot_mask;
         if let Some(ReleaseRule::PhasePcr(index)) = release {
             mask |= 1 << index;
         }

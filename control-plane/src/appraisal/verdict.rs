@@ -15,11 +15,15 @@ use serde::Serialize;
 
 use super::{
     FIRMWARE_PCRS, IMA_PCR,
-    boot_log::{BootLogError, ReplayedBootLog, is_boot_time_pcr},
+    boot_log::{BootLog, BootLogError, ReplayedBootLog, is_boot_time_pcr},
+    boot_rules::{self, BootInput},
     continuity::{Discontinuity, Epoch, continuity},
+    finding::{Check, Finding, Place, Report},
     ima_log::{ImaError, ReplayedIma},
+    ima_rules::{ImaJudgement, boot_aggregates},
     pcrs::QuotedPcrs,
-    policy::{Exception, Policy, ReleaseRule},
+    policy::{Exception, Policy, ReleaseRule, boot::BootRules},
+    userspace_log::{UserspaceLog, UserspaceLogError},
 };
 use crate::store::{Checkpoint, Outcome, verifier::Pins};
 
@@ -38,13 +42,51 @@ pub enum Hardware {
     Unproven,
 }
 
+/// A boot log with what belongs to it.
+#[derive(Clone, Debug)]
+pub struct ReadBootLog<'a> {
+    /// Its events.
+    pub log: BootLog<'a>,
+    /// Its values.
+    pub replayed: ReplayedBootLog,
+    /// What the node says its kernel's command line is; without the closing newline.
+    pub command_line: Option<&'a [u8]>,
+    /// What userspace measured after the log ended, where the node sent it.
+    pub userspace: Option<Result<UserspaceLog, UserspaceLogError>>,
+}
+
+impl<'a> ReadBootLog<'a> {
+    /// Reads and replays a boot log.
+    ///
+    /// # Errors
+    /// Those of [`BootLog::parse`]. A userspace log that cannot be read is a finding, not an error.
+    pub fn read(log: &'a [u8], command_line: Option<&'a [u8]>, userspace: Option<&[u8]>) -> Result<Self, BootLogError> {
+        let log = BootLog::parse(log)?;
+        let replayed = ReplayedBootLog::of(&log);
+        Ok(Self { log, replayed, command_line, userspace: userspace.map(UserspaceLog::parse) })
+    }
+
+    /// What a PCR holds after the log and what userspace measured; `None` for a bank without digests.
+    pub fn value(&self, bank: HashAlg, index: u8) -> Option<Digest> {
+        let value = *self.replayed.value(bank, index)?;
+        match &self.userspace {
+            Some(Ok(userspace)) => userspace.replay(bank, index, value),
+            _ => Some(value),
+        }
+    }
+
+    fn touches(&self, index: u8) -> bool {
+        self.replayed.touches(index) || matches!(&self.userspace, Some(Ok(userspace)) if userspace.touches(index))
+    }
+}
+
 /// What the node showed of its boot log.
 #[derive(Clone, Copy, Debug)]
 pub enum BootLogEvidence<'a> {
     /// It has none. A positive verdict says that firmware was judged by PCR values alone.
     None,
     /// It was read and replayed.
-    Replayed(&'a ReplayedBootLog),
+    Replayed(&'a ReadBootLog<'a>),
     /// It was judged by an earlier verdict on this boot, and [`boot_log_is_judged`] said so.
     JudgedBefore,
     /// It cannot be read.
@@ -56,8 +98,8 @@ pub enum BootLogEvidence<'a> {
 pub enum ImaEvidence<'a> {
     /// It has none.
     None,
-    /// It was read up to the quoted PCR 10.
-    Replayed(&'a ReplayedIma),
+    /// It was read up to the quoted PCR 10, and its entries were judged where the policy has rules for them.
+    Replayed(&'a ReplayedIma, Option<&'a ImaJudgement>),
     /// It cannot be read, or no part of it replays to the quoted PCR 10.
     Unreadable(ImaError),
 }
@@ -146,42 +188,6 @@ pub struct Input<'a> {
     pub phase: Option<&'a PhaseEvents>,
 }
 
-/// One thing that is not as it has to be.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct Finding {
-    /// Short name, such as `pcr_mismatch`.
-    pub code: &'static str,
-    /// What it is about: `sha256:7` for a PCR.
-    pub what: String,
-    /// What it had to be.
-    pub expected: String,
-    /// What it is.
-    pub found: String,
-}
-
-impl Finding {
-    /// The finding in one clause for a person.
-    pub fn sentence(&self) -> String {
-        let Self { what, expected, found, .. } = self;
-        match self.code {
-            "pcr_mismatch" => format!("PCR {what} holds a value that the policy does not list"),
-            "pcr_not_quoted" => format!("PCR {what} was not quoted"),
-            "phase_pcr_mismatch" => {
-                format!("the phase PCR {what} does not hold the pins that the operator set for this node")
-            }
-            "no_pins" => "the operator pinned no tenant key for this node".to_owned(),
-            "no_firmware_measurements" => format!("firmware measured nothing into bank {what}"),
-            "hardware_unproven" => {
-                "the TPM has neither a trusted EK certificate nor a place on the allow-list".to_owned()
-            }
-            "boot_log_mismatch" => format!("the boot log does not replay to PCR {what}"),
-            "ima_mismatch" => format!("the IMA list does not replay to PCR {what}"),
-            "ima_list_missing" => format!("PCR {what} holds measurements and the node shows no IMA list"),
-            _ => format!("{what}: expected {expected}, found {found}"),
-        }
-    }
-}
-
 /// A verdict's reasons; what is kept and shown of it.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Explanation {
@@ -189,6 +195,11 @@ pub struct Explanation {
     pub summary: String,
     /// What is wrong; empty in a good verdict.
     pub findings: Vec<Finding>,
+    /// How many findings there are beyond those written down.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_findings: u64,
+    /// What was checked, where that does not follow from the policy's PCR values.
+    pub checked: Vec<String>,
     /// What the verdict does not speak of.
     pub not_checked: Vec<String>,
     /// The exceptions that the policy makes.
@@ -201,6 +212,11 @@ pub struct Explanation {
     pub epoch: Option<Epoch>,
     /// The policy's name.
     pub policy: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde wants")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Every check that the policy asks for was done and passed. Only [`appraise`] makes one.
@@ -250,22 +266,6 @@ pub struct BadVerdict {
 }
 
 impl BadVerdict {
-    /// A verdict on evidence that never came to an appraisal: it is bound to the node's TPM and cannot be used.
-    pub fn unusable(code: &'static str, what: &str, expected: &str, found: &str) -> Self {
-        let finding = Finding { code, what: what.into(), expected: expected.into(), found: found.into() };
-        let explanation = Explanation {
-            summary: bad_summary(std::slice::from_ref(&finding)),
-            findings: vec![finding],
-            not_checked: Vec::new(),
-            accepted: Vec::new(),
-            hardware: None,
-            phase: None,
-            epoch: None,
-            policy: None,
-        };
-        Self { explanation, outcome: Outcome::Failed }
-    }
-
     /// Its reasons.
     pub const fn explanation(&self) -> &Explanation {
         &self.explanation
@@ -353,13 +353,51 @@ impl Verdict {
     }
 }
 
-/// Whether an earlier verdict on this boot replayed the boot log to every quoted PCR that it accounts for: then it need
-/// not be fetched again, and [`BootLogEvidence::JudgedBefore`] stands for it.
-pub fn boot_log_is_judged(previous: Option<&Checkpoint>, epoch: Epoch, pcrs: &QuotedPcrs) -> bool {
-    let Some(previous) = previous.filter(|previous| epoch == Epoch::Same && previous.boot_log.is_some()) else {
-        return false;
+/// Whether an earlier verdict on this boot, by the same policy, replayed and judged the boot log for every quoted PCR that
+/// it accounts for: then it need not be read again, and [`BootLogEvidence::JudgedBefore`] stands for it.
+pub fn boot_log_is_judged(
+    previous: Option<&Checkpoint>,
+    epoch: Epoch,
+    policy: Option<&Policy>,
+    pcrs: &QuotedPcrs,
+) -> bool {
+    let same = |previous: &&Checkpoint| {
+        epoch == Epoch::Same && previous.boot_log.is_some() && previous.policy == policy.map(Policy::id)
     };
-    pcrs.iter().all(|(bank, index, _)| !is_boot_time_pcr(index) || remembered(previous, bank, index).is_some())
+    let Some(previous) = previous.filter(same) else { return false };
+    pcrs.iter().all(|(bank, index, value)| match log_accounts(policy, index) {
+        Accounts::Always => remembered(previous, bank, index).is_some(),
+        // Userspace went on measuring: its log is wanted again.
+        Accounts::WithUserspace => remembered(previous, bank, index) == Some(value.as_bytes()),
+        Accounts::Partly => true,
+    })
+}
+
+/// How far the logs have to account for a PCR.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Accounts {
+    /// The boot log alone.
+    Always,
+    /// Boot log and userspace log together, since the policy judges its events.
+    WithUserspace,
+    /// Others go on after the logs have ended.
+    Partly,
+}
+
+fn log_accounts(policy: Option<&Policy>, index: u8) -> Accounts {
+    let is_phase = policy.and_then(Policy::release) == Some(ReleaseRule::PhasePcr(index));
+    let is_judged = policy.and_then(Policy::boot).is_some_and(|rules| judges(rules, index));
+    match index {
+        IMA_PCR => Accounts::Partly,
+        _ if is_phase => Accounts::Partly,
+        _ if is_boot_time_pcr(index) => Accounts::Always,
+        _ if is_judged => Accounts::WithUserspace,
+        _ => Accounts::Partly,
+    }
+}
+
+fn judges(rules: &BootRules, index: u8) -> bool {
+    1u32.checked_shl(index.into()).is_some_and(|bit| rules.pcr_mask() & bit != 0)
 }
 
 /// Judges proven evidence.
@@ -367,7 +405,7 @@ pub fn boot_log_is_judged(previous: Option<&Checkpoint>, epoch: Epoch, pcrs: &Qu
 /// Everything is checked, also after the first finding, so that a verdict tells all. Without a policy the result is
 /// never good.
 pub fn appraise(input: &Input<'_>) -> Verdict {
-    let mut judge = Judge { input, findings: Vec::new(), not_checked: Vec::new() };
+    let mut judge = Judge { input, report: Report::default() };
     let epoch = continuity(input.previous, input.pcrs.quote());
     let outcome = match epoch {
         Ok(_) => Outcome::Failed,
@@ -376,13 +414,15 @@ pub fn appraise(input: &Input<'_>) -> Verdict {
     let boot_log = judge.boot_log(epoch.ok());
     let ima = judge.ima(epoch.ok());
     let phase = input.policy.map(|policy| judge.policy(policy));
-    let Judge { mut findings, not_checked, .. } = judge;
+    let (mut findings, more_findings, checked, not_checked) = judge.report.into_parts();
 
     let policy_name = input.policy.map(|policy| policy.name().to_owned());
     let accepted = input.policy.map(|policy| policy.accepted().map(Exception::name).collect()).unwrap_or_default();
     let explain = |summary, findings| Explanation {
         summary,
         findings,
+        more_findings,
+        checked,
         not_checked,
         accepted,
         hardware: Some(input.hardware),
@@ -398,14 +438,18 @@ pub fn appraise(input: &Input<'_>) -> Verdict {
         firmware_version: attest.firmware_version,
         pcrs: input.pcrs.to_checkpoint(),
         boot_log,
-        ima_entries: ima.as_ref().map_or(0, |(entries, _)| *entries),
-        ima_pcrs: ima.as_ref().map(|(_, pcrs)| pcrs.clone()).unwrap_or_default(),
+        ima_entries: ima.map_or(0, |(list, _)| list.entries()),
+        ima_pcrs: ima.map(|(list, _)| list.to_checkpoint()).unwrap_or_default(),
+        ima_keys: ima.and_then(|(_, judged)| judged).map(|judged| judged.keys.clone()).unwrap_or_default(),
         policy: input.policy.map(Policy::id),
     };
     let Some(policy) = input.policy else {
         // A rollback is one whatever the policy: it must not be remembered away by the next checkpoint.
         if epoch.is_err() {
-            return Verdict::Bad(BadVerdict { explanation: explain(bad_summary(&findings), findings), outcome });
+            return Verdict::Bad(BadVerdict {
+                explanation: explain(bad_summary(&findings, more_findings), findings),
+                outcome,
+            });
         }
         let summary = "no policy says what a good state of this node is".to_owned();
         return Verdict::Unjudged(UnjudgedVerdict {
@@ -414,7 +458,7 @@ pub fn appraise(input: &Input<'_>) -> Verdict {
         });
     };
     match phase.flatten() {
-        Some(phase) if findings.is_empty() => {
+        Some(phase) if findings.is_empty() && more_findings == 0 => {
             let summary = good_summary(policy, input.pcrs, phase);
             Verdict::Good(GoodVerdict {
                 checkpoint: checkpoint(),
@@ -429,7 +473,7 @@ pub fn appraise(input: &Input<'_>) -> Verdict {
         _ => {
             // What the operator can change least comes last: a wrong PCR explains more than unproven hardware.
             findings.sort_by_key(|finding| finding.code == "hardware_unproven");
-            Verdict::Bad(BadVerdict { explanation: explain(bad_summary(&findings), findings), outcome })
+            Verdict::Bad(BadVerdict { explanation: explain(bad_summary(&findings, more_findings), findings), outcome })
         }
     }
 }
@@ -437,145 +481,250 @@ pub fn appraise(input: &Input<'_>) -> Verdict {
 /// An appraisal under way.
 struct Judge<'i, 'a> {
     input: &'i Input<'a>,
-    findings: Vec<Finding>,
-    not_checked: Vec<String>,
+    report: Report,
 }
 
-impl Judge<'_, '_> {
+impl<'a> Judge<'_, 'a> {
     fn find(
         &mut self,
+        check: Check,
         code: &'static str,
         what: impl Into<String>,
         expected: impl Into<String>,
         found: impl Into<String>,
     ) {
-        self.findings.push(Finding { code, what: what.into(), expected: expected.into(), found: found.into() });
+        self.report.find(Finding::about(check, code, what, expected, found));
+    }
+
+    fn find_at(
+        &mut self,
+        check: Check,
+        code: &'static str,
+        place: Place,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) {
+        self.report.find(Finding::at(check, code, place, expected, found));
     }
 
     fn discontinuity(&mut self, discontinuity: Discontinuity) -> Outcome {
         match discontinuity {
             Discontinuity::RolledBack { what, was, is } => {
-                self.find("rolled_back", what, format!("at least {was}"), is.to_string());
+                self.find(Check::Continuity, "rolled_back", what, format!("at least {was}"), is.to_string());
                 Outcome::RolledBack
             }
             Discontinuity::FirmwareChanged { was, is } => {
                 let hex = |version| format!("0x{version:016x}");
-                self.find("firmware_changed", "TPM firmware within one boot", hex(was), hex(is));
+                let what = "TPM firmware within one boot";
+                self.find(Check::Continuity, "firmware_changed", what, hex(was), hex(is));
                 Outcome::Failed
             }
         }
     }
 
-    /// Compares the boot log with the quoted PCRs; returns its digest if it accounts for all of them that it has to.
+    /// Compares the boot log with the quoted PCRs and judges its events; returns its digest if it accounts for all PCRs
+    /// that it has to.
     fn boot_log(&mut self, epoch: Option<Epoch>) -> Option<[u8; 32]> {
-        let before = self.findings.len();
-        let pcrs = self.input.pcrs;
-        let mut complete = true;
-        let digest = match self.input.boot_log {
+        let before = self.report.count();
+        let rules = self.input.policy.and_then(Policy::boot);
+        let (digest, complete) = match self.input.boot_log {
             BootLogEvidence::None => {
-                self.not_checked
-                    .push("boot log: the node has none; firmware was judged by PCR values alone".to_owned());
+                if rules.is_some() {
+                    let expected = "a boot log, which the policy has rules for";
+                    self.find(Check::BootLog, "boot_log_missing", "boot log", expected, "none");
+                } else {
+                    self.report.not_checked("boot log: the node has none; firmware was judged by PCR values alone");
+                }
                 return None;
             }
             BootLogEvidence::Unreadable(error) => {
-                self.find("boot_log_unreadable", "boot log", "a TCG event log", error.to_string());
+                let found = error.to_string();
+                self.find(Check::BootLog, "boot_log_unreadable", "boot log", "a TCG event log", found);
                 return None;
             }
-            BootLogEvidence::Replayed(log) => {
-                for (bank, index, value) in pcrs.iter() {
-                    let Some(replayed) = log.value(bank, index) else {
-                        // The bank has no digests in the log; said once per bank below.
-                        continue;
-                    };
-                    if is_boot_time_pcr(index) {
-                        if replayed != value {
-                            let (expected, found) = (format!("{replayed} (the log's)"), value.to_string());
-                            self.find("boot_log_mismatch", pcr_name(bank, index), expected, found);
-                        }
-                    } else if log.touches(index) && replayed != value {
-                        self.not_checked.push(format!(
-                            "boot log: PCR {bank}:{index} was extended after the log ended, so the log is not proven for it"
-                        ));
-                    }
+            BootLogEvidence::Replayed(boot) => {
+                let complete = self.replayed_boot_log(boot);
+                if self.report.count() == before {
+                    self.boot_events(boot, rules);
+                } else if rules.is_some() {
+                    self.report.not_checked("boot log: its events, because it does not replay to the quoted PCRs");
                 }
-                for bank in pcrs.banks().filter(|bank| !log.has_bank(*bank)) {
-                    complete = false;
-                    self.not_checked.push(format!("boot log: it holds no {bank} digests, so it could not be replayed"));
-                }
-                log.digest()
+                (boot.replayed.digest(), complete)
             }
             BootLogEvidence::JudgedBefore => {
                 let previous = self.input.previous.filter(|_| epoch == Some(Epoch::Same));
                 let Some((previous, digest)) = previous.and_then(|previous| Some((previous, previous.boot_log?)))
                 else {
-                    self.find("boot_log_missing", "boot log", "the log of this boot", "none");
+                    self.find(Check::BootLog, "boot_log_missing", "boot log", "the log of this boot", "none");
                     return None;
                 };
-                for (bank, index, value) in pcrs.iter().filter(|(_, index, _)| is_boot_time_pcr(*index)) {
+                for (bank, index, value) in self.input.pcrs.iter() {
                     let was = remembered(previous, bank, index);
-                    if was != Some(value.as_bytes()) {
+                    let is_accounted = log_accounts(self.input.policy, index) != Accounts::Partly;
+                    if is_accounted && was != Some(value.as_bytes()) {
                         let expected = was.map_or_else(|| "a judged value".to_owned(), hex::encode);
-                        self.find("boot_log_mismatch", pcr_name(bank, index), expected, value.to_string());
+                        let place = Place::pcr(bank, index);
+                        self.find_at(Check::BootLog, "boot_log_mismatch", place, expected, value.to_string());
                     }
                 }
-                digest
+                match rules {
+                    Some(_) => self.report.checked("boot log: judged earlier in this boot, its PCRs are the same"),
+                    None => self.boot_events_unjudged(),
+                }
+                (digest, true)
             }
         };
-        self.not_checked.push("boot log: its events were not judged, only replayed".to_owned());
-        (complete && self.findings.len() == before).then_some(digest)
+        (complete && self.report.count() == before).then_some(digest)
     }
 
-    /// Compares the IMA list with the quoted PCR 10; returns what to remember of it.
-    #[expect(clippy::type_complexity, reason = "two fields of a checkpoint, used once")]
-    fn ima(&mut self, epoch: Option<Epoch>) -> Option<(u64, Vec<(u16, Vec<u8>)>)> {
+    /// Compares the values that the logs give with the quoted ones; false if a bank cannot be compared.
+    fn replayed_boot_log(&mut self, boot: &ReadBootLog<'_>) -> bool {
+        let pcrs = self.input.pcrs;
+        let mut complete = true;
+        if let Some(Err(error)) = &boot.userspace {
+            let found = error.to_string();
+            self.find(Check::BootLog, "userspace_log_unreadable", "userspace log", "systemd's measurement log", found);
+        }
+        for (bank, index, value) in pcrs.iter() {
+            // A bank without digests in the log is named once below.
+            let Some(replayed) = boot.value(bank, index) else { continue };
+            if replayed == *value {
+                continue;
+            }
+            match log_accounts(self.input.policy, index) {
+                Accounts::Always | Accounts::WithUserspace => {
+                    let (expected, found) = (format!("{replayed} (the log's)"), value.to_string());
+                    let place = Place::pcr(bank, index);
+                    self.find_at(Check::BootLog, "boot_log_mismatch", place, expected, found);
+                }
+                Accounts::Partly if boot.touches(index) => self.report.not_checked(format!(
+                    "boot log: PCR {bank}:{index} was extended after the log ended, so the log is not proven for it"
+                )),
+                Accounts::Partly => {}
+            }
+        }
+        for bank in pcrs.banks().filter(|bank| !boot.replayed.has_bank(*bank)) {
+            complete = false;
+            if self.input.policy.is_some_and(|policy| policy.boot().is_some()) {
+                let what = format!("boot log, bank {bank}");
+                self.find(Check::BootLog, "boot_log_missing", what, format!("{bank} digests"), "none");
+            } else {
+                self.report.not_checked(format!("boot log: it holds no {bank} digests, so it could not be replayed"));
+            }
+        }
+        complete
+    }
+
+    fn boot_events(&mut self, boot: &'a ReadBootLog<'a>, rules: Option<&BootRules>) {
+        let Some(rules) = rules else { return self.boot_events_unjudged() };
+        let banks: Vec<_> = self.input.pcrs.banks().collect();
+        let input = BootInput {
+            log: &boot.log,
+            banks: &banks,
+            command_line: boot.command_line,
+            userspace: boot.userspace.as_ref().and_then(|userspace| userspace.as_ref().ok()),
+        };
+        boot_rules::judge(rules, &input, &mut self.report);
+    }
+
+    fn boot_events_unjudged(&mut self) {
+        self.report.not_checked("boot log: its events were not judged, only replayed: the policy has no [boot]");
+    }
+
+    /// Compares the IMA list with the quoted PCR 10 and takes over what its judge found; returns it if it is proven.
+    fn ima(&mut self, epoch: Option<Epoch>) -> Option<(&'a ReplayedIma, Option<&'a ImaJudgement>)> {
         let targets: Vec<_> = self.input.pcrs.ima_targets().collect();
+        let rules = self.input.policy.and_then(Policy::ima);
         match self.input.ima {
             ImaEvidence::None => {
                 let measured = targets.iter().find(|(_, value)| value.iter().any(|byte| *byte != 0));
                 let had_entries =
                     epoch == Some(Epoch::Same) && self.input.previous.is_some_and(|previous| previous.ima_entries > 0);
                 if let Some((bank, value)) = measured {
-                    self.find(
-                        "ima_list_missing",
-                        pcr_name(*bank, IMA_PCR),
-                        "the IMA list behind it",
-                        value.to_string(),
-                    );
+                    let place = Place::pcr(*bank, IMA_PCR);
+                    self.find_at(Check::Ima, "ima_list_missing", place, "the IMA list behind it", value.to_string());
                 } else if had_entries {
-                    self.find("ima_list_missing", "10", "the IMA list of this boot, judged before", "none");
+                    let expected = "the IMA list of this boot, judged before";
+                    self.find(Check::Ima, "ima_list_missing", "10", expected, "none");
+                } else if rules.is_some() {
+                    let expected = "an IMA list, which the policy has rules for";
+                    self.find(Check::Ima, "ima_list_missing", "10", expected, "none");
                 } else {
-                    self.not_checked.push("IMA: the node has no list; what it runs after boot is not known".to_owned());
+                    self.report.not_checked("IMA: the node has no list; what it runs after boot is not known");
                 }
                 None
             }
             ImaEvidence::Unreadable(error) => {
-                self.find(error.code(), "IMA list", "a list that replays to PCR 10", error.to_string());
+                self.find(Check::Ima, error.code(), "IMA list", "a list that replays to PCR 10", error.to_string());
                 None
             }
-            ImaEvidence::Replayed(ima) => {
+            ImaEvidence::Replayed(ima, judged) => {
                 if targets.is_empty() {
-                    self.find("pcr_not_quoted", "10", "PCR 10, which the IMA list replays to", "not quoted");
+                    let expected = "PCR 10, which the IMA list replays to";
+                    self.find(Check::Ima, "pcr_not_quoted", "10", expected, "not quoted");
                     return None;
                 }
                 for (bank, value) in &targets {
                     let replayed = ima.value(*bank);
                     if replayed != Some(value) {
                         let expected = replayed.map_or_else(|| "a replayed value".to_owned(), ToString::to_string);
-                        self.find("ima_mismatch", pcr_name(*bank, IMA_PCR), expected, value.to_string());
+                        let place = Place::pcr(*bank, IMA_PCR);
+                        self.find_at(Check::Ima, "ima_mismatch", place, expected, value.to_string());
                     }
                 }
-                self.not_checked.push(format!(
-                    "IMA: the files of {} entries were not judged, only replayed to PCR 10",
-                    ima.entries()
-                ));
                 if ima.other_pcr_entries() > 0 {
-                    self.not_checked.push(format!(
+                    self.report.not_checked(format!(
                         "IMA: {} entries were measured into another PCR than 10 and are not proven",
                         ima.other_pcr_entries()
                     ));
                 }
-                Some((ima.entries(), ima.to_checkpoint()))
+                self.ima_files(ima, judged);
+                Some((ima, judged))
             }
+        }
+    }
+
+    /// A judgement counts if it is by this policy and of exactly the entries that the replay proved.
+    fn ima_files(&mut self, ima: &ReplayedIma, judged: Option<&ImaJudgement>) {
+        let Some((policy, rules)) = self.input.policy.and_then(|policy| Some((policy, policy.ima()?))) else {
+            return self.report.not_checked(format!(
+                "IMA: the files of {} entries were not judged, only replayed to PCR 10: the policy has no [ima]",
+                ima.entries()
+            ));
+        };
+        let judged = judged.filter(|judged| judged.policy == policy.id() && judged.entries == ima.entries());
+        let Some(judged) = judged else {
+            let expected = format!("{} entries judged by this policy", ima.entries());
+            return self.find(Check::ImaPolicy, "ima_not_judged", "IMA list", expected, "another judgement, or none");
+        };
+        self.report.append(&judged.report);
+        if rules.wants_boot_aggregate_of_log()
+            && let Some((entry, algorithm, found)) = &judged.boot_aggregate
+        {
+            self.boot_aggregate(*entry, algorithm, found);
+        }
+    }
+
+    /// The list's first entry names the boot it belongs to: a hash of the PCRs that the boot log accounts for.
+    fn boot_aggregate(&mut self, entry: u64, algorithm: &str, found: &[u8]) {
+        let BootLogEvidence::Replayed(boot) = self.input.boot_log else {
+            return self.report.not_checked("IMA: boot_aggregate, because there is no boot log to compute it from");
+        };
+        let candidates = HashAlg::from_name(algorithm)
+            .map(|alg| boot_aggregates(alg, |index| boot.replayed.value(alg, index).copied()))
+            .unwrap_or_default();
+        if candidates.is_empty() {
+            return self
+                .report
+                .not_checked(format!("IMA: boot_aggregate, because the boot log has no {algorithm} digests"));
+        }
+        if candidates.iter().all(|candidate| candidate.as_bytes() != found) {
+            let expected = candidates.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+            let place = Place::entry(entry, Some(b"boot_aggregate"));
+            let code = "ima_boot_aggregate_mismatch";
+            self.find_at(Check::ImaPolicy, code, place, expected, hex::encode(found));
+        } else {
+            self.report.checked("IMA: boot_aggregate is that of the boot log");
         }
     }
 
@@ -583,11 +732,11 @@ impl Judge<'_, '_> {
     fn policy(&mut self, policy: &Policy) -> Option<PhaseState> {
         let pcrs = self.input.pcrs;
         for (bank, index, good) in policy.pcrs() {
-            let what = pcr_name(bank, index);
+            let place = Place::pcr(bank, index);
             match pcrs.value(bank, index) {
-                None => self.find("pcr_not_quoted", what, list(good), "not quoted"),
+                None => self.find_at(Check::PcrPolicy, "pcr_not_quoted", place, list(good), "not quoted"),
                 Some(value) if good.contains(value) => {}
-                Some(value) => self.find("pcr_mismatch", what, list(good), value.to_string()),
+                Some(value) => self.find_at(Check::PcrPolicy, "pcr_mismatch", place, list(good), value.to_string()),
             }
         }
         let phase = self.phase(policy);
@@ -598,19 +747,20 @@ impl Judge<'_, '_> {
                     .any(|value| value.iter().any(|byte| *byte != 0));
                 if !measured {
                     let expected = "a firmware PCR (0 to 7) that is not zero";
-                    self.find("no_firmware_measurements", bank.name(), expected, "all quoted ones are zero");
+                    let code = "no_firmware_measurements";
+                    self.find(Check::PcrPolicy, code, bank.name(), expected, "all quoted ones are zero");
                 }
             }
         }
         if self.input.hardware == Hardware::Unproven && !policy.accepts(Exception::HardwareUnproven) {
             let expected = "a trusted EK certificate, or the node id on the allow-list";
-            self.find("hardware_unproven", "TPM", expected, "neither");
+            self.find(Check::Hardware, "hardware_unproven", "TPM", expected, "neither");
         }
-        if !policy.pcrs().any(|(_, index, _)| FIRMWARE_PCRS.contains(&index)) {
-            self.not_checked.push("firmware: the policy names no PCR of 0 to 7".to_owned());
+        if !policy.pcrs().any(|(_, index, _)| FIRMWARE_PCRS.contains(&index)) && policy.boot().is_none() {
+            self.report.not_checked("firmware: the policy names no PCR of 0 to 7");
         }
         if policy.release().is_none() {
-            self.not_checked.push("phase: the policy has no release rule, so no share leaves under it".to_owned());
+            self.report.not_checked("phase: the policy has no release rule, so no share leaves under it");
         }
         phase
     }
@@ -618,31 +768,28 @@ impl Judge<'_, '_> {
     fn phase(&mut self, policy: &Policy) -> Option<PhaseState> {
         let Some(ReleaseRule::PhasePcr(index)) = policy.release() else { return Some(PhaseState::NotJudged) };
         let Some(events) = self.input.phase else {
-            self.find("no_pins", "pins", "at least one tenant key", "none");
+            self.find(Check::Phase, "no_pins", "pins", "at least one tenant key", "none");
             return None;
         };
         let mut state = None;
         let mut agree = true;
         for bank in policy.banks() {
             let (pins, delivered) = events.values(bank);
-            let what = pcr_name(bank, index);
+            let place = Place::pcr(bank, index);
             let here = match self.input.pcrs.value(bank, index) {
                 Some(value) if *value == pins => PhaseState::Pins,
                 Some(value) if *value == delivered => PhaseState::Delivered,
                 found => {
                     let found = found.map_or_else(|| "not quoted".to_owned(), ToString::to_string);
-                    self.find("phase_pcr_mismatch", what, format!("{pins} (pins) or {delivered} (delivered)"), found);
+                    let expected = format!("{pins} (pins) or {delivered} (delivered)");
+                    self.find_at(Check::Phase, "phase_pcr_mismatch", place, expected, found);
                     agree = false;
                     continue;
                 }
             };
             if state.is_some_and(|state| state != here) {
-                self.find(
-                    "phase_pcr_mismatch",
-                    what,
-                    "the same phase in every bank",
-                    "another than in the bank before",
-                );
+                let (expected, found) = ("the same phase in every bank", "another than in the bank before");
+                self.find_at(Check::Phase, "phase_pcr_mismatch", place, expected, found);
                 agree = false;
             }
             state = Some(here);
@@ -656,10 +803,6 @@ fn remembered(checkpoint: &Checkpoint, bank: HashAlg, index: u8) -> Option<&[u8]
     entry.map(|(_, _, value)| value.as_slice())
 }
 
-fn pcr_name(bank: HashAlg, index: u8) -> String {
-    format!("{bank}:{index}")
-}
-
 fn list(good: &[Digest]) -> String {
     let mut text = good.iter().take(MAX_EXPECTED).map(ToString::to_string).collect::<Vec<_>>().join(" or ");
     if let Some(more) = good.len().checked_sub(MAX_EXPECTED).filter(|more| *more > 0) {
@@ -668,11 +811,11 @@ fn list(good: &[Digest]) -> String {
     text
 }
 
-fn bad_summary(findings: &[Finding]) -> String {
+fn bad_summary(findings: &[Finding], more: u64) -> String {
     match findings {
         [] => "a check was not completed".to_owned(),
-        [only] => only.sentence(),
-        [first, rest @ ..] => format!("{} (and {} more)", first.sentence(), rest.len()),
+        [only] if more == 0 => only.sentence(),
+        [first, rest @ ..] => format!("{} (and {} more)", first.sentence(), rest.len() as u64 + more),
     }
 }
 
