@@ -71,7 +71,7 @@ enum Command {
     /// Seal payloads
     #[command(subcommand)]
     Payload(cli::payload::Command),
-    /// List verdicts
+    /// List and explain verdicts
     #[command(subcommand)]
     Verdict(cli::verdict::Command),
 }
@@ -209,7 +209,7 @@ mod tests {
             ("node", &["add", "list", "show", "set", "stop", "resume", "approve", "remove", "events"]),
             ("policy", &["add", "list", "show", "learn"]),
             ("payload", &["seal"]),
-            ("verdict", &["list"]),
+            ("verdict", &["list", "explain"]),
         ];
         for (name, subcommands) in commands {
             let found = command.find_subcommand(name).unwrap_or_else(|| panic!("{name}"));
