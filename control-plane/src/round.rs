@@ -227,7 +227,7 @@ impl Round<'_> {
         Ok(quote)
     }
 
-    /// The boot log of this boot: judged before, held here, or fetched.
+    /// The boot log of this boot, and what belongs to it: judged before, held here, or fetched.
     async fn boot_log(
         &self,
         agent: &Agent,
@@ -260,7 +260,16 @@ impl Round<'_> {
                 log
             }
         };
-        Ok(BootLog::Shown { log })
+        // Both count only where a digest proves them, so nothing is lost by asking late; a policy without rules on
+        // events has no use for them.
+        let is_wanted = self.policy.is_none_or(|policy| policy.boot().is_some());
+        let (mut command_line, mut userspace) = (None, None);
+        if is_wanted {
+            let (role, max) = (self.role, limits::MAX_COMMAND_LINE_LEN);
+            command_line = agent.fetch_if_any(role, Route::LogCommandLine, max).await?;
+            userspace = agent.fetch_if_any(role, Route::LogUserspace, limits::MAX_USERSPACE_LOG_LEN).await?;
+        }
+        Ok(BootLog::Shown { log, command_line, userspace })
     }
 
     /// The IMA list from where this role stopped, up to the quoted PCR 10.
@@ -314,13 +323,13 @@ enum BootLog {
     None,
     JudgedBefore,
     TooLong,
-    Shown { log: Vec<u8> },
+    Shown { log: Vec<u8>, command_line: Option<Vec<u8>>, userspace: Option<Vec<u8>> },
 }
 
 impl BootLog {
     fn read(&self) -> Option<Result<ReadBootLog<'_>, BootLogError>> {
-        let Self::Shown { log } = self else { return None };
-        Some(ReadBootLog::read(log, None, None))
+        let Self::Shown { log, command_line, userspace } = self else { return None };
+        Some(ReadBootLog::read(log, command_line.as_deref(), userspace.as_deref()))
     }
 }
 
