@@ -226,6 +226,10 @@ pub enum Log {
         /// The first entry wanted.
         from: u64,
     },
+    /// The kernel's command line, without its newline.
+    CommandLine,
+    /// What userspace measured after the firmware's log ended.
+    Userspace,
 }
 
 /// Why a connection ends.
@@ -633,6 +637,8 @@ impl Request {
             }
             Route::Share => message::decode(message.payload).map_or(malformed, |share| Self::Share(Box::new(share))),
             Route::LogBoot => Self::ReadLog { log: Log::Boot, block },
+            Route::LogCommandLine => Self::ReadLog { log: Log::CommandLine, block },
+            Route::LogUserspace => Self::ReadLog { log: Log::Userspace, block },
             Route::LogIma { from } => Self::ReadLog { log: Log::Ima { from }, block },
             Route::WellKnownCore => Self::WellKnownCore,
             Route::Revocation => {

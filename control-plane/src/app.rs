@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use protocol::bytes::Array;
+use protocol::{bytes::Array, id::Role};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    appraisal::policy::Policy,
+    appraisal::policy::{Policy, PolicyError},
     gateway::Registry,
     link::{LinkError, VerifierLink as _},
     registrar::Registrar,
@@ -46,6 +46,18 @@ pub enum Phase {
 }
 
 impl App {
+    /// Reads a policy that is to be stored: either role has to be able to use it.
+    ///
+    /// # Errors
+    /// [`PolicyError`]; also if a role uses signed policies only and this one has none of its keys' signatures.
+    pub fn read_policy(&self, body: &[u8]) -> Result<Policy, PolicyError> {
+        let (verifier, tenant) = (self.verifier.policy_trust(), self.tenant.policy_trust());
+        if verifier != tenant {
+            Policy::open(body, verifier)?;
+        }
+        Policy::open(body, tenant)
+    }
+
     /// Stores a policy with both appraising roles.
     ///
     /// # Errors
@@ -75,6 +87,22 @@ impl App {
         let delivered =
             releases.iter().any(|release| release.reset_count == newest.reset_count && release.confirmed_ms.is_some());
         Ok(if delivered { Phase::Delivered } else { Phase::Delivering })
+    }
+
+    /// Judges all hardware by the roots as they are now, and has whoever is concerned looked at again at once: nodes of
+    /// which the registrar thinks otherwise than before, and by the tenant, who judges EKs himself, all.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn judge_hardware_anew(&self) -> Result<(), StoreError> {
+        let changed = self.registrar.judge_hardware_anew().await?;
+        for agent in self.registry.everyone() {
+            if changed.contains(&agent.node_id()) {
+                agent.wake(Role::Verifier);
+            }
+            agent.wake(Role::Tenant);
+        }
+        Ok(())
     }
 
     /// Starts a stopped node again, and lets a failed one recover by its next good verdict.

@@ -10,12 +10,19 @@
 pub mod boot_log;
 pub mod boot_rules;
 pub mod continuity;
+pub mod files;
 pub mod finding;
+pub mod glob;
+pub mod ima_ascii;
 pub mod ima_log;
 pub mod ima_rules;
+pub mod ima_signature;
+pub mod pcr_file;
 pub mod pcrs;
 pub mod policy;
 pub mod quote;
+pub mod signature;
+pub mod uefi;
 pub mod userspace_log;
 pub mod verdict;
 

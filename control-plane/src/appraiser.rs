@@ -17,12 +17,13 @@ use protocol::{
 
 use crate::{
     appraisal::{
-        policy::{Policy, PolicyError},
+        policy::{Policy, PolicyError, PolicyTrust},
         quote::AkPublic,
         verdict::{
             GoodVerdict, Hardware, PhaseEvents, ReleaseConditions, ReleaseRefused, ReleaseRight, Verdict, release_right,
         },
     },
+    evidence::{self, Kept, Whose},
     gateway::{Agent, AgentError, Registry},
     registrar::record,
     round::{Round, RoundError},
@@ -40,8 +41,11 @@ pub(crate) struct Appraiser {
     pub(crate) role: Role,
     pub(crate) store: Arc<dyn AppraiserStore>,
     registry: Arc<Registry>,
-    policies: Mutex<HashMap<PolicyId, Arc<Policy>>>,
+    policies: Mutex<HashMap<PolicyId, Policy>>,
+    policy_trust: PolicyTrust,
     clock: Mutex<Option<(Instant, i64)>>,
+    /// Whether IMA lists are kept with the evidence.
+    pub(crate) keep_ima: bool,
 }
 
 /// What a role remembers of one connection.
@@ -52,6 +56,8 @@ pub(crate) struct Attending {
     checkpoint: Option<Checkpoint>,
     outcome: Option<Outcome>,
     loaded: bool,
+    /// The evidence that is known to be in the store.
+    kept: Option<Kept>,
     /// The refusal told last: the same again is not an event.
     told: Option<&'static str>,
     /// The same for shares that were withheld, in rounds that went well otherwise.
@@ -120,21 +126,45 @@ impl NotReleased {
 }
 
 impl Appraiser {
-    pub(crate) fn new(role: Role, store: Arc<dyn AppraiserStore>, registry: Arc<Registry>) -> Self {
-        Self { role, store, registry, policies: Mutex::default(), clock: Mutex::default() }
+    pub(crate) fn new(
+        role: Role,
+        store: Arc<dyn AppraiserStore>,
+        registry: Arc<Registry>,
+        policy_trust: PolicyTrust,
+    ) -> Self {
+        Self {
+            role,
+            store,
+            registry,
+            policies: Mutex::default(),
+            policy_trust,
+            clock: Mutex::default(),
+            keep_ima: true,
+        }
     }
 
-    /// A policy, parsed once for all nodes that use it.
-    pub(crate) async fn policy(&self, id: PolicyId) -> Result<Arc<Policy>, StoreError> {
+    /// Whose policies it judges by.
+    pub(crate) const fn policy_trust(&self) -> &PolicyTrust {
+        &self.policy_trust
+    }
+
+    /// A policy, parsed once for all nodes that use it. Whoever put it into the database: its signature is looked at here
+    /// again, and without the right one there is no policy, so no verdict.
+    pub(crate) async fn policy(&self, id: PolicyId) -> Result<Policy, RoundError> {
         if let Some(policy) = self.policies.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
             return Ok(policy.clone());
         }
         let row = self.store.policy(id).await?.ok_or(StoreError::NotFound("policy"))?;
-        let policy = Policy::parse(&row.body).map_err(|_: PolicyError| StoreError::Corrupt("policy"))?;
-        if policy.id() != id.0 {
-            return Err(StoreError::Corrupt("policy"));
-        }
-        let policy = Arc::new(policy);
+        let trust = self.policy_trust.clone();
+        // Long ones take their time, which is not the executor's.
+        let opened = tokio::task::spawn_blocking(move || Policy::open(&row.body, &trust)).await;
+        let policy = match opened {
+            Ok(Ok(policy)) if policy.id() == id.0 => policy,
+            Ok(Err(error @ (PolicyError::Unsigned | PolicyError::Signature(_)))) => {
+                return Err(RoundError::Policy(error));
+            }
+            Ok(_) | Err(_) => return Err(StoreError::Corrupt("policy").into()),
+        };
         self.policies.lock().unwrap_or_else(PoisonError::into_inner).insert(id, policy.clone());
         Ok(policy)
     }
@@ -164,10 +194,11 @@ impl Appraiser {
             role: self.role,
             purpose,
             ak: subject.ak,
-            policy: policy.as_deref(),
+            policy: policy.as_ref(),
             hardware: subject.hardware,
             phase: phase.as_ref(),
             checkpoint: checkpoint.as_ref(),
+            texts_wanted: state.kept.is_none(),
             credential: subject.credential.clone(),
         };
         let fence = &mut state.fence;
@@ -198,10 +229,7 @@ impl Appraiser {
             nonce_ms,
             valid_ms: if good { subject.interval_ms.saturating_mul(3) } else { 0 },
             outcome: outcome.verdict.outcome(),
-            purpose: match purpose {
-                Purpose::Bootstrap => "bootstrap".into(),
-                Purpose::Attest => "attest".into(),
-            },
+            purpose: evidence::purpose_name(purpose).into(),
             policy: subject.policy,
             explanation: outcome.verdict.to_json(),
             fence: state.fence.unwrap_or_default(),
@@ -229,6 +257,12 @@ impl Appraiser {
                 Verdict::Unjudged(_) => "no_policy",
             };
             self.event(Some(node_id), Some(subject.name), kind, outcome.verdict.summary()).await;
+        }
+        let whose = Whose { node_id, ak_name: agent.ak_name(), purpose, hardware: subject.hardware };
+        let kept = evidence::keep(&*self.store, &mut state.kept, &whose, &outcome.shown, self.keep_ima).await;
+        if let Err(error) = kept {
+            // Nothing rests on it; the next round tries again.
+            tracing::warn!(node = %node_id, error = %crate::refusal::chain(&error), "the evidence was not kept");
         }
         state.told = None;
         Ok(Judged {
@@ -392,5 +426,56 @@ impl From<&BoundHardware> for Hardware {
             BoundHardware::AllowListed => Self::AllowListed,
             BoundHardware::Unproven => Self::Unproven,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        appraisal::policy::{PAYLOAD_TYPE, dsse},
+        store,
+    };
+
+    const POLICY: &[u8] = b"version = 1\nname = \"p\"\n[release]\nphase_pcr = 13\n";
+
+    #[tokio::test]
+    async fn a_stored_policy_is_used_only_with_the_signature_that_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::open_verifier(&format!("sqlite:{}/v.db", dir.path().display())).await.unwrap();
+        store.migrate().await.unwrap();
+        let key = |byte: u8| p256::ecdsa::SigningKey::from_slice(&[byte; 32]).unwrap();
+        let public = |byte| {
+            let point = key(byte).verifying_key().to_encoded_point(false);
+            dsse::P256Key::from_sec1(point.as_bytes()).unwrap()
+        };
+        let wanted = PolicyTrust::Signed(vec![public(1)]);
+        let appraiser = |trust| Appraiser::new(Role::Verifier, store.clone(), Arc::default(), trust);
+        let put = async |body: Vec<u8>| {
+            let id = Array(Policy::parse(&body).unwrap().id());
+            store.put_policy(id, "p", &body).await.unwrap();
+            id
+        };
+        let unsigned = put(POLICY.to_vec()).await;
+        let wrong = put(dsse::sign(POLICY, PAYLOAD_TYPE, &key(2))).await;
+        let right = put(dsse::sign(POLICY, PAYLOAD_TYPE, &key(1))).await;
+
+        let strict = appraiser(wanted);
+        let code = async |id| strict.policy(id).await.unwrap_err().code();
+        assert_eq!((code(unsigned).await, code(wrong).await), ("policy_unsigned", "policy_signature_bad"));
+        assert!(!strict.policy(unsigned).await.unwrap_err().is_refusal(), "it is not the node's fault");
+        assert_eq!(strict.policy(right).await.unwrap().id(), right.0);
+        // Held now, and the others still are not.
+        assert_eq!(strict.policy(right).await.unwrap().id(), right.0);
+        assert_eq!(code(unsigned).await, "policy_unsigned");
+
+        let anybodys = appraiser(PolicyTrust::Any);
+        for id in [unsigned, wrong, right] {
+            assert_eq!(anybodys.policy(id).await.unwrap().id(), id.0);
+        }
+        // Bytes that are not those of the id are no policy under it, signed or not.
+        let moved = Array([9; 32]);
+        store.put_policy(moved, "p", &dsse::sign(POLICY, PAYLOAD_TYPE, &key(1))).await.unwrap();
+        assert_eq!(code(moved).await, "internal");
     }
 }

@@ -4,7 +4,9 @@
 //! there, so that answers can be piped.
 
 pub(crate) mod agent_config;
+pub(crate) mod appraise;
 pub(crate) mod client;
+pub(crate) mod ek;
 pub(crate) mod init;
 pub(crate) mod join;
 pub(crate) mod node;

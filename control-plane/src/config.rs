@@ -12,6 +12,8 @@ use protocol::id::Role;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::Deserialize;
 
+use crate::appraisal::policy::PolicyTrust;
+use crate::appraisal::policy::dsse::{MAX_KEYS, P256Key};
 use crate::files::{self, FileError};
 
 /// Name of the settings file in the data directory.
@@ -82,6 +84,8 @@ pub struct Config {
     pub api: SocketAddr,
     /// The registrar role.
     pub registrar: RoleConfig,
+    /// Whether the registrar keeps nodes that nobody has admitted waiting for an operator; else they are refused.
+    pub quarantine: bool,
     /// The verifier role.
     pub verifier: RoleConfig,
     /// The tenant role.
@@ -108,6 +112,12 @@ pub struct RoleConfig {
     pub key: PathBuf,
     /// Directory of EK manufacturers' CA certificates (registrar and tenant); without one no certificate is trusted.
     pub ek_roots: Option<PathBuf>,
+    /// PEM files of the keys of which one has to have signed a policy (verifier and tenant); without one any policy is
+    /// used.
+    pub policy_keys: Vec<PathBuf>,
+    /// Whether nodes' IMA lists are kept with their evidence (verifier and tenant), so that policies can be learned from
+    /// them and tried against them.
+    pub keep_ima: bool,
 }
 
 /// What the gateway and the API show to whoever connects.
@@ -179,16 +189,23 @@ impl Config {
                 db: database(file.registrar.db, "registrar.db", "registrar.db")?,
                 key: secret_path(file.registrar.key, "registrar.key", "registrar.key")?,
                 ek_roots: roots(file.registrar.ek_roots),
+                policy_keys: Vec::new(),
+                keep_ima: false,
             },
+            quarantine: file.registrar.quarantine.unwrap_or(true),
             verifier: RoleConfig {
                 db: database(file.verifier.db, "verifier.db", "verifier.db")?,
                 key: secret_path(file.verifier.key, "verifier.key", "verifier.key")?,
                 ek_roots: None,
+                policy_keys: file.verifier.policy_keys.into_iter().map(|path| data_dir.join(path)).collect(),
+                keep_ima: file.verifier.keep_ima.unwrap_or(true),
             },
             tenant: RoleConfig {
                 db: database(file.tenant.db, "tenant.db", "tenant.db")?,
                 key: secret_path(file.tenant.key, "tenant.key", "tenant.key")?,
                 ek_roots: roots(file.tenant.ek_roots),
+                policy_keys: file.tenant.policy_keys.into_iter().map(|path| data_dir.join(path)).collect(),
+                keep_ima: file.tenant.keep_ima.unwrap_or(true),
             },
         })
     }
@@ -210,6 +227,26 @@ impl Config {
         let path = &self.role(role).key;
         RolePrivateKey::from_text(&files::read_secret(path)?)
             .ok_or_else(|| ConfigError::Content { path: path.clone(), what: "a role's private key (64 hex digits)" })
+    }
+
+    /// Reads the keys of which one has to have signed a policy that a role uses; without any, every policy is used.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`]; [`ConfigError::Content`] for a file without a P-256 public key in PEM, or with something
+    /// else beside it; [`ConfigError::Value`] for too many.
+    pub fn policy_trust(&self, role: Role) -> Result<PolicyTrust, ConfigError> {
+        let mut keys = Vec::new();
+        for path in &self.role(role).policy_keys {
+            let more = P256Key::from_pem(&files::read(path)?).ok_or_else(|| ConfigError::Content {
+                path: path.clone(),
+                what: "P-256 public keys in PEM alone (BEGIN PUBLIC KEY; trefoil policy key prints the operator's)",
+            })?;
+            keys.extend(more);
+        }
+        if keys.len() > MAX_KEYS {
+            return Err(ConfigError::Value { key: "policy_keys", problem: format!("more than {MAX_KEYS} keys") });
+        }
+        Ok(PolicyTrust::from_keys(keys))
     }
 
     /// Reads the server certificate and its key.
@@ -243,9 +280,9 @@ struct File {
     server: ServerSection,
     gateway: ListenSection,
     api: ListenSection,
-    registrar: RootedRoleSection,
-    verifier: RoleSection,
-    tenant: RootedRoleSection,
+    registrar: RegistrarSection,
+    verifier: VerifierSection,
+    tenant: TenantSection,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -265,28 +302,47 @@ struct ListenSection {
 // Never printed: `db` may hold a password.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct RoleSection {
+struct VerifierSection {
     db: Option<String>,
     key: Option<String>,
+    policy_keys: Vec<PathBuf>,
+    keep_ima: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct RootedRoleSection {
+struct RegistrarSection {
     db: Option<String>,
     key: Option<String>,
     ek_roots: Option<PathBuf>,
+    quarantine: Option<bool>,
 }
 
-impl fmt::Debug for RoleSection {
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TenantSection {
+    db: Option<String>,
+    key: Option<String>,
+    ek_roots: Option<PathBuf>,
+    policy_keys: Vec<PathBuf>,
+    keep_ima: Option<bool>,
+}
+
+impl fmt::Debug for RegistrarSection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RoleSection")
+        f.write_str("RegistrarSection")
     }
 }
 
-impl fmt::Debug for RootedRoleSection {
+impl fmt::Debug for VerifierSection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RootedRoleSection")
+        f.write_str("VerifierSection")
+    }
+}
+
+impl fmt::Debug for TenantSection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TenantSection")
     }
 }
 
@@ -307,6 +363,7 @@ mod tests {
         assert_eq!(config.verifier.key, Path::new("/data/verifier.key"));
         assert_eq!(config.server.certificate, Path::new("/data/server.pem"));
         assert!(config.tenant.ek_roots.is_none());
+        assert!(config.quarantine && !parse("[registrar]\nquarantine = false").unwrap().quarantine);
     }
 
     #[test]
@@ -325,6 +382,38 @@ mod tests {
         assert!(error.contains("tenant.db") && !error.contains("s3cret"), "{error}");
         let error = parse("[tenant]\nkey = \"credential:../x\"").unwrap_err().to_string();
         assert!(error.contains("tenant.key"), "{error}");
+    }
+
+    #[test]
+    fn policy_keys_are_read_by_the_roles_that_judge_and_a_bad_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let pem = |byte: u8| {
+            let key = p256::ecdsa::SigningKey::from_slice(&[byte; 32]).unwrap();
+            let point: [u8; 65] = key.verifying_key().to_encoded_point(false).as_bytes().try_into().unwrap();
+            crate::pki::p256_spki_pem(&point)
+        };
+        std::fs::write(dir.path().join("a.pem"), pem(1) + &pem(2)).unwrap();
+        std::fs::write(dir.path().join("b.pem"), pem(3)).unwrap();
+        std::fs::write(dir.path().join("bad.pem"), "no key").unwrap();
+        let trust = |text: &str, role| Config::parse(text, dir.path()).unwrap().policy_trust(role);
+        assert_eq!(trust("", Role::Tenant).unwrap(), PolicyTrust::Any);
+        let both = "[tenant]\npolicy_keys = [\"a.pem\", \"b.pem\"]";
+        let PolicyTrust::Signed(keys) = trust(both, Role::Tenant).unwrap() else { panic!("keys are set") };
+        assert_eq!(keys.len(), 3);
+        // Each role has its own.
+        assert_eq!(trust(both, Role::Verifier).unwrap(), PolicyTrust::Any);
+        for file in ["bad.pem", "missing.pem"] {
+            let error = trust(&format!("[verifier]\npolicy_keys = [\"{file}\"]"), Role::Verifier).unwrap_err();
+            assert!(error.to_string().contains(file), "{error}");
+        }
+        assert!(parse("[registrar]\npolicy_keys = []").unwrap_err().to_string().contains("policy_keys"));
+    }
+
+    #[test]
+    fn ima_lists_are_kept_unless_the_settings_say_otherwise() {
+        let config = parse("[verifier]\nkeep_ima = false").unwrap();
+        assert!(!config.verifier.keep_ima && config.tenant.keep_ima);
+        assert!(parse("[registrar]\nkeep_ima = true").unwrap_err().to_string().contains("keep_ima"));
     }
 
     #[test]

@@ -4,43 +4,23 @@
 //! Own path validation after RFC 5280 §6, cut down to what endorsement keys need: general-purpose validators refuse
 //! real EK certificates (P-521 signatures, critical certificatePolicies, empty subjects). Revocation is not checked.
 
+pub mod bundle;
 pub(crate) mod certificate;
+pub mod path;
+pub mod trust;
 
-use std::{
-    collections::HashMap,
-    fs, io,
-    ops::Deref,
-    path::{Path, PathBuf},
-};
+use std::ops::Deref;
 
 use protocol::{limits, tpm::public::TpmtPublic};
 
-use self::certificate::{
-    Certificate, KEY_AGREEMENT, KEY_CERT_SIGN, KEY_ENCIPHERMENT, SignatureFailure, name_text, oid_text,
+use self::{
+    certificate::{Certificate, KEY_AGREEMENT, KEY_ENCIPHERMENT},
+    path::{EMPTY_NAME, Search},
 };
+pub use bundle::{BundleCertificate, EkRoots, EkRootsError, Provenance};
 pub use certificate::CertificateError;
-
-/// One file of roots; the bundle of all vendors is a tenth of it.
-const MAX_FILE_LEN: u64 = 4 * 1024 * 1024;
-/// Signatures verified for one enrolment: one a certificate, and as many again for issuers that share a name.
-const MAX_SIGNATURE_CHECKS: usize = 2 * limits::MAX_EK_CHAIN;
-
-/// Why roots could not be loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "each message says it")]
-pub enum EkRootsError {
-    #[error("cannot read {path}", path = path.display())]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{path} is larger than {MAX_FILE_LEN} bytes", path = path.display())]
-    TooLarge { path: PathBuf },
-    #[error("{path} holds no certificate", path = path.display())]
-    NoCertificate { path: PathBuf },
-    #[error("{path}: PEM that does not parse", path = path.display())]
-    BadPem { path: PathBuf },
-    #[error("{path}: certificate {number}: {source}", path = path.display())]
-    BadCertificate { path: PathBuf, number: usize, source: CertificateError },
-}
+pub use path::{EkPath, EkPathCertificate, EkSource, TpmIdentity};
+pub use trust::EkTrust;
 
 /// Why an EK is not endorsed.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -85,129 +65,77 @@ pub enum EkError {
     PathTooLong { name: String },
     #[error("too many issuers of one name")]
     TooManySignatures,
+    #[error("the certificate of {name} is not DER: a SET is out of order (sha256 {sha256} has no exception set-order)")]
+    NotDer { name: String, sha256: String },
+    #[error("the certificate of {name} names no issuer")]
+    NoIssuerName { name: String },
+    #[error("the EK certificate has an empty subject and no critical subjectAltName in its place")]
+    NoSubject,
+    #[error("the EK certificate's critical subjectAltName has no directoryName")]
+    NoDirectoryName,
 }
 
 impl EkError {
-    /// The short name that stands in a node's history.
+    /// The short name that stands in a node's history; each variant has its own.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NoCertificate => "no_ek_certificate",
-            Self::UntrustedIssuer { .. } => "ek_untrusted",
+            Self::TooManyCertificates(_) => "ek_too_many_certificates",
+            Self::BadCertificate { source, .. } => source.code(),
+            Self::NotAKey => "ek_not_a_key",
             Self::OtherKey => "ek_certificate_of_other_key",
-            _ => "ek_certificate_invalid",
+            Self::LeafIsCa => "ek_leaf_is_ca",
+            Self::LeafKeyUsage(_) => "ek_key_usage",
+            Self::LeafExtendedKeyUsage => "ek_extended_key_usage",
+            Self::NotYetValid { .. } => "ek_not_yet_valid",
+            Self::Expired { .. } => "ek_expired",
+            Self::UnknownCriticalExtension { .. } => "ek_unknown_critical",
+            Self::UntrustedIssuer { .. } => "ek_untrusted",
+            Self::BadSignature { .. } => "ek_bad_signature",
+            Self::Sha1Signature { .. } => "ek_sha1_signature",
+            Self::UnsupportedSignature { .. } => "ek_unsupported_signature",
+            Self::NotACa { .. } => "ek_not_a_ca",
+            Self::NoCertSign { .. } => "ek_no_cert_sign",
+            Self::PathTooLong { .. } => "ek_path_too_long",
+            Self::TooManySignatures => "ek_too_many_signatures",
+            Self::NotDer { .. } => "ek_not_der",
+            Self::NoIssuerName { .. } => "ek_no_issuer_name",
+            Self::NoSubject => "ek_no_subject",
+            Self::NoDirectoryName => "ek_no_directory_name",
         }
     }
-}
 
-/// A path was found: a trusted certificate vouches for the EK.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[must_use]
-pub struct EkEndorsement {
-    issuer: String,
-}
-
-impl EkEndorsement {
-    /// The issuer of the EK certificate, for a person.
-    pub fn issuer(&self) -> &str {
-        &self.issuer
+    /// What a person can do about it.
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => {
+                "The TPM has no EK certificate: admit the node by its id, or let its policy accept hardware-unproven."
+            }
+            Self::UntrustedIssuer { .. } => {
+                "Get the issuer's certificate from the TPM's vendor and put it into the bundle (ek_roots), with its \
+                 provenance; or admit the node by its id."
+            }
+            Self::NotDer { .. } => {
+                "If the certificate is the vendor's own, name it in the bundle's provenance.toml with \
+                 exceptions = [\"set-order\"]."
+            }
+            Self::Expired { .. } | Self::NotYetValid { .. } => {
+                "Look for a newer certificate of the same key in the vendor's bundle, and at the server's clock."
+            }
+            Self::OtherKey | Self::BadSignature { .. } => {
+                "Do not trust this node before you know why: the certificate is not this TPM's, or not its issuer's."
+            }
+            _ => "The certificate cannot be used: if the machine itself is trusted, admit the node by its id.",
+        }
     }
-}
-
-/// The certificates an operator trusts to vouch for TPMs: roots and, if he likes, intermediates.
-#[derive(Clone, Debug, Default)]
-pub struct EkRoots {
-    /// By subject, as DER.
-    by_subject: HashMap<Vec<u8>, Vec<Vec<u8>>>,
-    count: usize,
 }
 
 impl EkRoots {
-    /// No roots: nothing validates.
-    pub fn empty() -> Self {
-        Self::default()
-    }
-
-    /// Loads every file of a directory, PEM (any number of certificates) or DER (one). Hidden files and directories are
-    /// left out. Every certificate found is trusted as it is.
-    ///
-    /// # Errors
-    /// [`EkRootsError`], naming the file: a root that was meant to be there and is not would only show at the node it
-    /// was meant for.
-    pub fn load_dir(path: &Path) -> Result<Self, EkRootsError> {
-        let io_error = |source| EkRootsError::Io { path: path.to_owned(), source };
-        let mut files = Vec::new();
-        for entry in fs::read_dir(path).map_err(io_error)? {
-            let entry = entry.map_err(io_error)?;
-            if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-                files.push(entry.path());
-            }
-        }
-        files.sort();
-        let mut roots = Self::empty();
-        for file in files {
-            roots.load_file(&file)?;
-        }
-        Ok(roots)
-    }
-
-    fn load_file(&mut self, path: &Path) -> Result<(), EkRootsError> {
-        let io_error = |source| EkRootsError::Io { path: path.to_owned(), source };
-        // Follows links: certificate directories are full of them.
-        let metadata = fs::metadata(path).map_err(io_error)?;
-        if metadata.is_dir() {
-            return Ok(());
-        }
-        if metadata.len() > MAX_FILE_LEN {
-            return Err(EkRootsError::TooLarge { path: path.to_owned() });
-        }
-        let bytes = fs::read(path).map_err(io_error)?;
-        let is_pem = bytes.windows(10).any(|window| window == b"-----BEGIN");
-        let certificates = if is_pem {
-            rustls_pemfile::certs(&mut bytes.as_slice())
-                .map(|certificate| certificate.map(|certificate| certificate.to_vec()))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|_| EkRootsError::BadPem { path: path.to_owned() })?
-        } else {
-            vec![bytes]
-        };
-        if certificates.is_empty() {
-            return Err(EkRootsError::NoCertificate { path: path.to_owned() });
-        }
-        for (at, certificate) in certificates.into_iter().enumerate() {
-            self.add(certificate).map_err(|source| EkRootsError::BadCertificate {
-                path: path.to_owned(),
-                number: at + 1,
-                source,
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Trusts one certificate, given in DER; the same again changes nothing.
-    ///
-    /// # Errors
-    /// [`CertificateError`].
-    pub fn add(&mut self, der: Vec<u8>) -> Result<(), CertificateError> {
-        let subject = Certificate::parse(&der)?.subject.to_vec();
-        let same_name = self.by_subject.entry(subject).or_default();
-        if !same_name.contains(&der) {
-            same_name.push(der);
-            self.count += 1;
-        }
-        Ok(())
-    }
-
-    /// How many certificates are trusted.
-    pub const fn count(&self) -> usize {
-        self.count
-    }
-
     /// Looks for a path from the EK certificate, which comes first in `chain`, over the others of `chain` in any order,
     /// to a trusted certificate; `now` is in seconds since 1970.
     ///
-    /// The EK certificate must be for `ek_public` and no CA's; keyUsage and extended key usage, where there, must be an
-    /// EK's. Each certificate of the path, the trusted one too, must be valid now and have no critical extension that is
-    /// not understood; each issuer must be a CA that may sign certificates and allows the length of the path.
+    /// The EK certificate must be for `ek_public`; for the rest see
+    /// [`validate_certificate`](Self::validate_certificate).
     ///
     /// # Errors
     /// [`EkError`], naming the certificate and what is wrong with it. At most a handful of signatures are verified,
@@ -217,62 +145,71 @@ impl EkRoots {
         chain: &[C],
         ek_public: &TpmtPublic,
         now: i64,
-    ) -> Result<EkEndorsement, EkError> {
+    ) -> Result<EkPath, EkError> {
+        self.search(chain, Some(ek_public), now)
+    }
+
+    /// The same for a certificate whose key nobody has shown.
+    ///
+    /// The EK certificate must be no CA's; keyUsage and extended key usage, where there, must be an EK's; an empty subject
+    /// needs a critical subjectAltName, and a critical subjectAltName a directoryName. Each certificate of the path, the
+    /// trusted one too, must be DER (but for a SET's order, where the bundle excepts it), valid now and without a critical
+    /// extension that is not understood; each issuer must be a CA that may sign certificates and allows the length of the
+    /// path.
+    ///
+    /// # Errors
+    /// [`EkError`].
+    pub fn validate_certificate<C: Deref<Target = [u8]>>(&self, chain: &[C], now: i64) -> Result<EkPath, EkError> {
+        self.search(chain, None, now)
+    }
+
+    fn search<C: Deref<Target = [u8]>>(
+        &self,
+        chain: &[C],
+        ek_public: Option<&TpmtPublic>,
+        now: i64,
+    ) -> Result<EkPath, EkError> {
         if chain.len() > limits::MAX_EK_CHAIN {
             return Err(EkError::TooManyCertificates(chain.len()));
         }
-        let parse = |(at, der): (usize, &'_ C)| -> Result<(), EkError> {
-            Certificate::parse(der).map(|_| ()).map_err(|source| EkError::BadCertificate { number: at + 1, source })
-        };
-        chain.iter().enumerate().try_for_each(parse)?;
-        let mut certificates = chain.iter().filter_map(|der| Certificate::parse(der).ok());
-        let leaf = certificates.next().ok_or(EkError::NoCertificate)?;
-        let mut intermediates: Vec<_> = certificates.collect();
-        check_leaf(&leaf, ek_public)?;
-
-        let issuer_name = name_text(leaf.issuer);
-        let mut signatures = SignatureBudget(MAX_SIGNATURE_CHECKS);
-        let mut current = leaf;
-        // CAs of the path between the issuer that is looked for and the EK certificate; self-issued ones do not count.
-        let mut below = 0;
-        loop {
-            check_in_path(&current, now)?;
-            let mut tried = None;
-            for der in self.by_subject.get(current.issuer).into_iter().flatten() {
-                // It parsed when it was loaded.
-                let Ok(anchor) = Certificate::parse(der) else { continue };
-                if current.names_issuer(&anchor) {
-                    match signatures.check(&current, &anchor)? {
-                        Ok(()) => {
-                            check_in_path(&anchor, now)?;
-                            check_issuer(&anchor, below)?;
-                            return Ok(EkEndorsement { issuer: issuer_name });
-                        }
-                        Err(failure) => tried = Some(failure),
-                    }
-                }
-            }
-            let mut next = None;
-            for (at, candidate) in intermediates.iter().enumerate() {
-                if current.names_issuer(candidate) {
-                    match signatures.check(&current, candidate)? {
-                        Ok(()) => {
-                            next = Some(at);
-                            break;
-                        }
-                        Err(failure) => tried = Some(failure),
-                    }
-                }
-            }
-            let Some(at) = next else { return Err(no_issuer(&current, tried)) };
-            let issuer = intermediates.swap_remove(at);
-            check_issuer(&issuer, below)?;
-            if !issuer.is_self_issued() {
-                below += 1;
-            }
-            current = issuer;
+        let mut certificates = Vec::with_capacity(chain.len());
+        for (at, der) in chain.iter().enumerate() {
+            let certificate =
+                Certificate::parse(der).map_err(|source| EkError::BadCertificate { number: at + 1, source })?;
+            certificates.push((&**der, certificate));
         }
+        let mut certificates = certificates.into_iter();
+        let (der, leaf) = certificates.next().ok_or(EkError::NoCertificate)?;
+        check_leaf(&leaf, ek_public)?;
+        let mut not_checked = vec!["revocation".to_owned()];
+        let tpm = TpmIdentity::of(&leaf);
+        for (said, what) in [
+            (leaf.key_usage.is_some(), "key_usage"),
+            (leaf.is_ek_usage.is_some(), "extended_key_usage"),
+            (tpm != TpmIdentity::default(), "tpm_identity"),
+        ] {
+            if !said {
+                not_checked.push(what.to_owned());
+            }
+        }
+        let certificates = Search::new(self, now, certificates).run(der, &leaf)?;
+        Ok(EkPath { certificates, tpm, not_checked })
     }
+}
+
+/// What a certificate says for a person, without any check: `number` counts from 1 in what the node sent.
+///
+/// # Errors
+/// [`CertificateError`].
+pub fn describe(der: &[u8], number: usize) -> Result<(EkPathCertificate, TpmIdentity), CertificateError> {
+    let certificate = Certificate::parse(der)?;
+    let identity = TpmIdentity::of(&certificate);
+    Ok((EkPathCertificate::of(der, &certificate, EkSource::Node { number }), identity))
+}
+
+/// The subject of any certificate, for a person; `None` if it cannot be read.
+pub(crate) fn certificate_subject(der: &[u8]) -> Option<String> {
+    Certificate::parse(der).ok().map(|certificate| certificate::name_text(certificate.subject))
 }
 
 /// The SubjectPublicKeyInfo of an EK certificate, in the form that a node id is made of.
@@ -285,37 +222,12 @@ pub fn certificate_spki(der: &[u8]) -> Result<Vec<u8>, CertificateError> {
     Certificate::parse(der).map(|certificate| certificate.canonical_spki())
 }
 
-/// Bounds the work that one stranger can ask for.
-struct SignatureBudget(usize);
-
-impl SignatureBudget {
-    fn check(
-        &mut self,
-        certificate: &Certificate<'_>,
-        issuer: &Certificate<'_>,
-    ) -> Result<Result<(), SignatureFailure>, EkError> {
-        self.0 = self.0.checked_sub(1).ok_or(EkError::TooManySignatures)?;
-        Ok(certificate.verify_signature(issuer))
-    }
-}
-
-fn no_issuer(certificate: &Certificate<'_>, tried: Option<SignatureFailure>) -> EkError {
-    let name = name_text(certificate.subject);
-    let issuer = name_text(certificate.issuer);
-    match tried {
-        None => EkError::UntrustedIssuer { name, issuer },
-        Some(SignatureFailure::Bad) => EkError::BadSignature { name, issuer },
-        Some(SignatureFailure::Sha1) => EkError::Sha1Signature { name },
-        Some(SignatureFailure::Unsupported) => {
-            EkError::UnsupportedSignature { name, algorithm: certificate.signature_algorithm() }
+fn check_leaf(leaf: &Certificate<'_>, ek_public: Option<&TpmtPublic>) -> Result<(), EkError> {
+    if let Some(ek_public) = ek_public {
+        let spki = ek_public.spki_der().map_err(|_| EkError::NotAKey)?;
+        if !leaf.has_key(&spki) {
+            return Err(EkError::OtherKey);
         }
-    }
-}
-
-fn check_leaf(leaf: &Certificate<'_>, ek_public: &TpmtPublic) -> Result<(), EkError> {
-    let spki = ek_public.spki_der().map_err(|_| EkError::NotAKey)?;
-    if !leaf.has_key(&spki) {
-        return Err(EkError::OtherKey);
     }
     if leaf.basic_constraints.is_some_and(|(ca, _)| ca) {
         return Err(EkError::LeafIsCa);
@@ -329,31 +241,13 @@ fn check_leaf(leaf: &Certificate<'_>, ek_public: &TpmtPublic) -> Result<(), EkEr
     if leaf.is_ek_usage == Some(false) {
         return Err(EkError::LeafExtendedKeyUsage);
     }
-    Ok(())
-}
-
-fn check_in_path(certificate: &Certificate<'_>, now: i64) -> Result<(), EkError> {
-    let name = || name_text(certificate.subject);
-    if now < certificate.not_before {
-        return Err(EkError::NotYetValid { name: name() });
+    // RFC 5280 §4.2.1.6, and the profile's: what stands in for the subject names the TPM.
+    let critical = leaf.alternative_name.filter(|(critical, _)| *critical);
+    if leaf.subject == EMPTY_NAME && critical.is_none() {
+        return Err(EkError::NoSubject);
     }
-    if now > certificate.not_after {
-        return Err(EkError::Expired { name: name() });
-    }
-    if let Some(oid) = certificate.unknown_critical {
-        return Err(EkError::UnknownCriticalExtension { name: name(), oid: oid_text(oid) });
-    }
-    Ok(())
-}
-
-fn check_issuer(issuer: &Certificate<'_>, below: u32) -> Result<(), EkError> {
-    let name = || name_text(issuer.subject);
-    let Some((true, path_len)) = issuer.basic_constraints else { return Err(EkError::NotACa { name: name() }) };
-    if path_len.is_some_and(|max| below > max) {
-        return Err(EkError::PathTooLong { name: name() });
-    }
-    if issuer.key_usage.is_some_and(|usages| usages & KEY_CERT_SIGN == 0) {
-        return Err(EkError::NoCertSign { name: name() });
+    if critical.is_some_and(|(_, directory_name)| directory_name.is_none()) {
+        return Err(EkError::NoDirectoryName);
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! API's first client and shares the bodies in [`model`].
 
 pub mod auth;
+pub mod ek;
 pub mod events;
 pub mod extract;
 pub mod health;
@@ -11,6 +12,8 @@ pub mod joins;
 pub mod model;
 pub mod nodes;
 pub mod policies;
+pub mod policies_try;
+pub mod quarantine;
 pub mod router;
 pub mod sealings;
 pub mod serve;

@@ -273,10 +273,12 @@ fn settings_text(names: &[String]) -> String {
          \n\
          [verifier]\n\
          # db = \"sqlite:{dir}/verifier.db\"\n\
+         # policy_keys = [\"policy-key.pem\"]   # use only policies signed by one of these keys\n\
          \n\
          [tenant]\n\
          # db = \"sqlite:{dir}/tenant.db\"\n\
-         # ek_roots = \"ek-roots\"\n",
+         # ek_roots = \"ek-roots\"\n\
+         # policy_keys = [\"policy-key.pem\"]\n",
         gateway = config::DEFAULT_GATEWAY,
         api = config::DEFAULT_API,
         dir = "DATA-DIR",

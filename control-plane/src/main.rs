@@ -62,6 +62,9 @@ enum Command {
     Join(cli::join::Command),
     /// Print the settings of a node's agent
     AgentConfig(cli::agent_config::Arguments),
+    /// Check trusted TPM manufacturers, explain why a TPM is trusted
+    #[command(subcommand)]
+    Ek(cli::ek::Command),
     /// Add, show and steer nodes
     #[command(subcommand)]
     Node(cli::node::Command),
@@ -71,6 +74,8 @@ enum Command {
     /// Seal payloads
     #[command(subcommand)]
     Payload(cli::payload::Command),
+    /// Judge quotes, logs, certificates and policies that are in files, without a server
+    Appraise(Box<cli::appraise::Arguments>),
     /// List and explain verdicts
     #[command(subcommand)]
     Verdict(cli::verdict::Command),
@@ -109,6 +114,10 @@ fn main() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     let context = cli::Context::new(global);
     let done = match command {
+        Command::Appraise(arguments) => match cli::appraise::run(&context, &arguments) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Init(arguments) => cli::init::run(&context, &arguments),
         Command::Serve(arguments) => serve(&arguments),
         Command::Migrate(arguments) => migrate(&arguments),
@@ -116,8 +125,12 @@ fn main() -> ExitCode {
         Command::Token(command) => cli::token::run(&context, &command),
         Command::Join(command) => cli::join::run(&context, &command),
         Command::AgentConfig(arguments) => cli::agent_config::run(&context, &arguments),
+        Command::Ek(command) => cli::ek::run(&context, &command),
         Command::Node(command) => cli::node::run(&context, &command),
-        Command::Policy(command) => cli::policy::run(&context, &command),
+        Command::Policy(command) => match cli::policy::run(&context, &command) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Payload(command) => cli::payload::run(&context, &command),
         Command::Verdict(command) => cli::verdict::run(&context, &command),
     };
@@ -206,10 +219,12 @@ mod tests {
             ("token", &["new", "list", "revoke"]),
             ("join", &["list", "revoke"]),
             ("agent-config", &[]),
-            ("node", &["add", "list", "show", "set", "stop", "resume", "approve", "remove", "events"]),
-            ("policy", &["add", "list", "show", "learn"]),
+            ("node", &["add", "list", "show", "set", "stop", "resume", "approve", "reject", "remove", "events"]),
+            ("ek", &["bundle", "explain"]),
+            ("policy", &["add", "list", "show", "learn", "import", "from-rootfs", "diff", "try", "sign", "key"]),
             ("payload", &["seal"]),
             ("verdict", &["list", "explain"]),
+            ("appraise", &[]),
         ];
         for (name, subcommands) in commands {
             let found = command.find_subcommand(name).unwrap_or_else(|| panic!("{name}"));
@@ -238,6 +253,10 @@ mod tests {
         ));
         assert!(!parses("trefoil serve --log loud"));
         assert!(parses("trefoil node list --json --watch"));
+        assert!(parses("trefoil node list --quarantined"));
+        assert!(parses("trefoil node approve abcdef01 --name edge-1 --reason ours --policy edge"));
+        assert!(!parses("trefoil node approve abcdef01 --name edge-1"));
+        assert!(!parses("trefoil node reject abcdef01"));
         assert!(!parses("trefoil token new --role root"));
     }
 

@@ -22,24 +22,30 @@ use rand_core::{OsRng, RngCore};
 
 use crate::{
     appraisal::quote::AkPublic,
-    ek::{EkError, EkRoots},
+    ek::{EkError, EkPath, EkRoots, EkTrust},
     gateway::Agent,
     link::{self, LinkError, LinkMethod, RegistrarLink},
     refusal::{Refusal, chain},
     store::{
         AkName, Conflict, EventStore, NewEvent, RegistrarStore, StoreError,
-        registrar::{Binding, Hardware, JoinAdmission, JoinEvidence},
+        registrar::{Binding, Hardware, JoinAdmission, JoinEvidence, Quarantined},
     },
 };
 
 /// How long an enrolment may be activated.
 const ENROLMENT_LIFETIME: Duration = Duration::from_secs(60);
 
+/// Nodes that wait in quarantine.
+pub const MAX_QUARANTINED: u32 = 1000;
+/// Bindings judged anew between two looks at the database.
+const BINDINGS_PAGE: u32 = 100;
+
 /// The registrar role.
 pub struct Registrar {
     store: Arc<dyn RegistrarStore>,
     key: RolePrivateKey,
-    ek_roots: EkRoots,
+    ek_trust: Arc<EkTrust>,
+    quarantine: bool,
 }
 
 /// An enrolment that waits for its activation, in the memory of its connection only. One try.
@@ -50,12 +56,26 @@ pub struct PendingEnrolment {
     binding: Binding,
     /// Why the hardware is not proven, for the history.
     doubt: Option<String>,
+    /// Nobody has admitted it: it is to wait in quarantine.
+    stranger: bool,
 }
 
 impl Registrar {
     /// The role on this store, with its private key and the manufacturers it trusts.
-    pub fn new(store: Arc<dyn RegistrarStore>, key: RolePrivateKey, ek_roots: EkRoots) -> Self {
-        Self { store, key, ek_roots }
+    pub fn new(store: Arc<dyn RegistrarStore>, key: RolePrivateKey, ek_trust: Arc<EkTrust>) -> Self {
+        Self { store, key, ek_trust, quarantine: true }
+    }
+
+    /// The same, keeping strangers in quarantine or not; unless told otherwise they are kept.
+    #[must_use]
+    pub const fn keeping_strangers(mut self, keep: bool) -> Self {
+        self.quarantine = keep;
+        self
+    }
+
+    /// The manufacturers it trusts.
+    pub const fn ek_trust(&self) -> &Arc<EkTrust> {
+        &self.ek_trust
     }
 
     /// Its store.
@@ -103,12 +123,17 @@ impl Registrar {
         let join = match (&admitted, &enrol.join) {
             (Some(_), _) => None,
             (None, Some(proof)) => Some(self.check_join(agent, proof).await?),
-            (None, None) => return Err(not_admitted(node_id)),
+            // What is bound already does not wait for being bound: that pair is known, or it is another's.
+            (None, None) if !self.quarantine || self.store.binding(node_id).await?.is_some() => {
+                return Err(not_admitted(node_id));
+            }
+            (None, None) => None,
         };
+        let stranger = admitted.is_none() && join.is_none();
         let (hardware, doubt) = match certified {
-            Ok(issuer) => (Hardware::Certified { issuer }, None),
+            Ok(path) => (Hardware::Certified { issuer: path.issuer().to_owned() }, None),
             Err(_) if admitted.is_some() => (Hardware::AllowListed, None),
-            Err(why) => (Hardware::Unproven, Some(why)),
+            Err(why) => (Hardware::Unproven, Some(doubt(&why))),
         };
         let secret = CredentialSecret::generate(&mut OsRng);
         let credential = credential(&ek_public, &ak, &secret)?;
@@ -125,7 +150,7 @@ impl Registrar {
             join,
             bound_ms: 0,
         };
-        let pending = PendingEnrolment { id, secret, made: Instant::now(), binding, doubt };
+        let pending = PendingEnrolment { id, secret, made: Instant::now(), binding, doubt, stranger };
         Ok((EnrolAnswer { enrolment_id: id, credential }, pending))
     }
 
@@ -182,7 +207,17 @@ impl Registrar {
                 "the credential was not activated by the TPM that holds this EK and AK",
             )
         })?;
-        self.store.bind(&pending.binding).await.map_err(|error| match error {
+        let mut binding = pending.binding;
+        if pending.stranger {
+            // An operator may have admitted it meanwhile.
+            if self.store.admitted_name(binding.node_id).await?.is_none() {
+                return Err(self.keep(agent, binding).await?);
+            }
+            if binding.hardware == Hardware::Unproven {
+                binding.hardware = Hardware::AllowListed;
+            }
+        }
+        self.store.bind(&binding).await.map_err(|error| match error {
             StoreError::Conflict(conflict @ (Conflict::NodeBoundToOtherAk | Conflict::AkBoundToOtherNode)) => {
                 let detail = format!(
                     "{conflict}; the new pair is proven but waits for an operator: trefoil node remove, then add"
@@ -191,13 +226,64 @@ impl Registrar {
             }
             error => error.into(),
         })?;
-        Ok(pending.doubt)
+        Ok(pending.doubt.filter(|_| binding.hardware == Hardware::Unproven))
+    }
+
+    /// Lets a node that proved its TPM wait for an operator. Nothing else that is on record changes.
+    async fn keep(&self, agent: &Agent, binding: Binding) -> Result<Refusal, StoreError> {
+        let Binding { node_id, ek_public, ek_chain, ak_public, ak_name, hardware, .. } = binding;
+        let peer = agent.peer.ip().to_canonical().to_string();
+        let unproven = hardware == Hardware::Unproven;
+        let waiting =
+            Quarantined { node_id, ek_public, ek_chain, ak_public, ak_name, hardware, peer, first_ms: 0, last_ms: 0 };
+        self.store.quarantine(&waiting, MAX_QUARANTINED).await?;
+        Ok(quarantined(node_id, unproven))
     }
 
     /// Who certified the EK, or why nobody we trust did.
-    fn certify(&self, enrol: &Enrol, ek_public: &TpmtPublic) -> Result<String, String> {
+    fn certify(&self, enrol: &Enrol, ek_public: &TpmtPublic) -> Result<EkPath, EkError> {
         let chain: Vec<Vec<u8>> = enrol.ek_chain.iter().map(|certificate| certificate.to_vec()).collect();
-        certify(&self.ek_roots, &chain, ek_public)
+        certify(&self.ek_trust.roots(), &chain, ek_public)
+    }
+
+    /// Judges the hardware of everybody on record by the roots as they are now; gives the nodes of which something else
+    /// is to be thought than before, with an event each. Nodes in quarantine are judged too, without an event.
+    ///
+    /// # Errors
+    /// [`StoreError`]; what was judged before it stands.
+    pub async fn judge_hardware_anew(&self) -> Result<Vec<NodeId>, StoreError> {
+        let roots = self.ek_trust.roots();
+        let (mut changed, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.bindings(after, BINDINGS_PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.node_id);
+            for binding in page {
+                let node_id = binding.node_id;
+                let admitted = self.store.admitted_name(node_id).await?.is_some();
+                let (now, reason) = judge_hardware(&roots, &binding.ek_public, &binding.ek_chain, admitted);
+                if now != binding.hardware {
+                    self.store.set_hardware(node_id, &now).await?;
+                    let kind = match (&binding.hardware, &now) {
+                        (_, Hardware::Unproven) => "hardware_unproven",
+                        (Hardware::Unproven, _) => "hardware_proven",
+                        _ => "hardware_changed",
+                    };
+                    self.record(Some(node_id), kind, reason).await;
+                    changed.push(node_id);
+                }
+                // Signatures keep a thread busy: others shall have their turn.
+                tokio::task::yield_now().await;
+            }
+        }
+        for waiting in self.store.quarantined(MAX_QUARANTINED).await? {
+            let (now, _) = judge_hardware(&roots, &waiting.ek_public, &waiting.ek_chain, false);
+            if now != waiting.hardware {
+                self.store.set_hardware(waiting.node_id, &now).await?;
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(changed)
     }
 
     async fn check_join(&self, agent: &Agent, proof: &JoinProof) -> Result<JoinEvidence, Refusal> {
@@ -251,9 +337,9 @@ impl RegistrarLink for Registrar {
         // A manufacturer may have come to the roots since the node was bound.
         if let Some(Binding { hardware: hardware @ Hardware::Unproven, ek_chain, ek_public, .. }) = &mut binding
             && let Ok(ek_public) = TpmtPublic::decode(ek_public)
-            && let Ok(issuer) = certify(&self.ek_roots, ek_chain, &ek_public)
+            && let Ok(path) = certify(&self.ek_trust.roots(), ek_chain, &ek_public)
         {
-            *hardware = Hardware::Certified { issuer };
+            *hardware = Hardware::Certified { issuer: path.issuer().to_owned() };
         }
         Ok(binding)
     }
@@ -285,18 +371,41 @@ pub(crate) fn credential(ek: &TpmtPublic, ak: &AkPublic, secret: &CredentialSecr
     })
 }
 
-/// Who certified an EK, or in words why nobody trusted did.
-pub(crate) fn certify(roots: &EkRoots, chain: &[Vec<u8>], ek_public: &TpmtPublic) -> Result<String, String> {
-    if chain.is_empty() {
-        return Err("the TPM has no EK certificate".into());
-    }
+/// Who certified an EK, or why nobody trusted did.
+pub(crate) fn certify(roots: &EkRoots, chain: &[Vec<u8>], ek_public: &TpmtPublic) -> Result<EkPath, EkError> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
-    roots
-        .validate(chain, ek_public, now)
-        .map(|endorsement| endorsement.issuer().to_owned())
-        .map_err(|error: EkError| format!("the EK certificate is not trusted: {}", crate::refusal::chain(&error)))
+    roots.validate(chain, ek_public, now)
+}
+
+/// What is to be thought of a TPM now, and why, for a person.
+fn judge_hardware(roots: &EkRoots, ek_public: &[u8], ek_chain: &[Vec<u8>], admitted: bool) -> (Hardware, String) {
+    let judged = match TpmtPublic::decode(ek_public) {
+        Ok(ek_public) => certify(roots, ek_chain, &ek_public),
+        Err(_) => Err(EkError::NotAKey),
+    };
+    match judged {
+        Ok(path) => {
+            let issuer = path.issuer().to_owned();
+            (
+                Hardware::Certified { issuer: issuer.clone() },
+                format!("certified by {issuer}, whom a trusted root vouches for"),
+            )
+        }
+        Err(error) if admitted => {
+            (Hardware::AllowListed, format!("named by the operator; {}: {}", error.code(), doubt(&error)))
+        }
+        Err(error) => (Hardware::Unproven, format!("{}: {}", error.code(), doubt(&error))),
+    }
+}
+
+/// An EK that nobody vouches for, in words.
+fn doubt(error: &EkError) -> String {
+    match error {
+        EkError::NoCertificate => "the TPM has no EK certificate".into(),
+        error => format!("the EK certificate is not trusted: {}", chain(error)),
+    }
 }
 
 /// Writes an event; a store that fails is logged, the refusal or step itself stands.
@@ -304,6 +413,17 @@ pub(crate) async fn record<S: EventStore + ?Sized>(store: &S, event: NewEvent) {
     if let Err(error) = store.add_event(&event).await {
         tracing::error!(error = %chain(&error), kind = event.kind, "an event could not be written");
     }
+}
+
+fn quarantined(node_id: NodeId, unproven: bool) -> Refusal {
+    let doubt = if unproven { ", and no trusted manufacturer vouches for its TPM" } else { "" };
+    Refusal::forbidden(
+        "quarantined",
+        format!(
+            "nobody has admitted this node{doubt}; it waits for an operator: `trefoil node approve {node_id} --name NAME \
+             --reason TEXT` admits it, `trefoil node reject {node_id} --reason TEXT` takes it off the list"
+        ),
+    )
 }
 
 fn not_admitted(node_id: NodeId) -> Refusal {

@@ -28,13 +28,14 @@ use crate::{
         ima_log::{ImaError, ImaReplay, ImaStart, ReplayedIma},
         ima_rules::{ImaJudge, ImaJudgement},
         pcrs::{QuotedPcrs, selection_to_wire},
-        policy::{Policy, unjudged_selection},
+        policy::{Policy, PolicyError, unjudged_selection},
         quote::{AkPublic, QuoteError, VerifiedQuote},
         verdict::{
             BootLogEvidence, Hardware, ImaEvidence, Input, PhaseEvents, ReadBootLog, Verdict, appraise,
             boot_log_is_judged,
         },
     },
+    evidence::{Shown, ShownBootLog, ShownIma},
     gateway::{Agent, AgentError},
     store::{AppraiserStore, Checkpoint, StoreError},
 };
@@ -55,6 +56,9 @@ pub struct Round<'a> {
     pub phase: Option<&'a PhaseEvents>,
     /// What the role remembers of the node.
     pub checkpoint: Option<&'a Checkpoint>,
+    /// Whether command line and userspace log are wanted with a boot log even if the policy has no rules for them: to be
+    /// kept, so that another policy can be tried.
+    pub texts_wanted: bool,
     /// The role's own proof of AK to EK, if it still has to make it.
     pub credential: Option<(Credential, &'a CredentialSecret)>,
 }
@@ -71,6 +75,8 @@ pub struct Outcome {
     pub nonce: [u8; 32],
     /// When the nonce was made.
     pub made: Instant,
+    /// What the verdict rests on.
+    pub shown: Shown,
 }
 
 /// Why a round came to no verdict: nothing was proven by it, so nothing changes.
@@ -89,6 +95,8 @@ pub enum RoundError {
     CredentialNotActivated,
     #[error("the boot log sent is not the one announced")]
     WrongBootLog,
+    #[error("there is no verdict: {0}")]
+    Policy(PolicyError),
     #[error("the role's store failed")]
     Store(#[from] StoreError),
 }
@@ -105,6 +113,7 @@ impl RoundError {
             Self::NonceExpired => "nonce_expired",
             Self::CredentialNotActivated => "bad_credential_answer",
             Self::WrongBootLog => "wrong_boot_log",
+            Self::Policy(error) => error.code(),
             Self::Store(_) => "internal",
         }
     }
@@ -113,7 +122,9 @@ impl RoundError {
     pub const fn is_refusal(&self) -> bool {
         !matches!(
             self,
-            Self::Store(_) | Self::Agent(AgentError::Gone | AgentError::NoAnswer | AgentError::Refused { .. })
+            Self::Policy(_)
+                | Self::Store(_)
+                | Self::Agent(AgentError::Gone | AgentError::NoAnswer | AgentError::Refused { .. })
         )
     }
 }
@@ -158,7 +169,7 @@ impl Round<'_> {
         };
         let evidence: Evidence = agent.ask(self.role, Route::Challenge, &challenge).await?;
         in_time(made.elapsed())?;
-        let quote = self.verify(agent, &evidence, nonce, selection)?;
+        let (quote, qualifying_data) = self.verify(agent, &evidence, nonce, selection)?;
         proven().await?;
         let pcrs = QuotedPcrs::complete(&quote, base, &evidence.pcrs, evidence.pcrs_from_base)?;
         let epoch = continuity(self.checkpoint, &quote).ok();
@@ -178,7 +189,7 @@ impl Round<'_> {
                 (_, Some(Ok(read))) => BootLogEvidence::Replayed(read),
                 (_, Some(Err(error))) => BootLogEvidence::Unreadable(*error),
             },
-            ima: match &ima {
+            ima: match ima.as_ref().map(|ima| &ima.result) {
                 None => ImaEvidence::None,
                 Some(Ok((ima, judged))) => ImaEvidence::Replayed(ima, judged.as_ref()),
                 Some(Err(error)) => ImaEvidence::Unreadable(*error),
@@ -186,18 +197,27 @@ impl Round<'_> {
             phase: self.phase,
         });
         let nk_public = evidence.nk_public.map(|public| public.0);
-        Ok(Outcome { verdict, nk_public, quote_digest: quote.digest(), nonce, made })
+        let shown = Shown {
+            attested: evidence.attested.to_vec(),
+            signature: evidence.signature.to_vec(),
+            qualifying_data,
+            pcrs,
+            boot_log: boot_log.shown(self.checkpoint),
+            has_ima: ima.is_some(),
+            ima: ima.and_then(Ima::shown),
+        };
+        Ok(Outcome { verdict, nk_public, quote_digest: quote.digest(), nonce, made, shown })
     }
 
     /// The cryptographic facts: purpose and NK are as asked, the AK signed this challenge, and, where it was asked for,
-    /// the AK's TPM opened a credential made to the EK.
+    /// the AK's TPM opened a credential made to the EK. With the quote, what it had to be bound to.
     fn verify(
         &self,
         agent: &Agent,
         evidence: &Evidence,
         nonce: [u8; 32],
         selection: &PcrSelectionList,
-    ) -> Result<VerifiedQuote, RoundError> {
+    ) -> Result<(VerifiedQuote, [u8; 32]), RoundError> {
         let nk_public = match (self.purpose, &evidence.nk_public) {
             (Purpose::Bootstrap, Some(public)) => Some(&public.0),
             (Purpose::Attest, None) => None,
@@ -224,7 +244,7 @@ impl Round<'_> {
             bind::verify_credential_answer(secret, &qualifying_data, &answer.0)
                 .map_err(|_| RoundError::CredentialNotActivated)?;
         }
-        Ok(quote)
+        Ok((quote, qualifying_data))
     }
 
     /// The boot log of this boot, and what belongs to it: judged before, held here, or fetched.
@@ -262,14 +282,13 @@ impl Round<'_> {
         };
         // Both count only where a digest proves them, so nothing is lost by asking late; a policy without rules on
         // events has no use for them.
-        let is_wanted = self.policy.is_none_or(|policy| policy.boot().is_some());
-        let (mut command_line, mut userspace) = (None, None);
-        if is_wanted {
-            let (role, max) = (self.role, limits::MAX_COMMAND_LINE_LEN);
-            command_line = agent.fetch_if_any(role, Route::LogCommandLine, max).await?;
-            userspace = agent.fetch_if_any(role, Route::LogUserspace, limits::MAX_USERSPACE_LOG_LEN).await?;
+        if !self.texts_wanted && self.policy.is_some_and(|policy| policy.boot().is_none()) {
+            return Ok(BootLog::Shown { digest, log, texts: None });
         }
-        Ok(BootLog::Shown { log, command_line, userspace })
+        let (role, max) = (self.role, limits::MAX_COMMAND_LINE_LEN);
+        let command_line = agent.fetch_if_any(role, Route::LogCommandLine, max).await?;
+        let userspace = agent.fetch_if_any(role, Route::LogUserspace, limits::MAX_USERSPACE_LOG_LEN).await?;
+        Ok(BootLog::Shown { digest, log, texts: Some(Texts { command_line, userspace }) })
     }
 
     /// The IMA list from where this role stopped, up to the quoted PCR 10.
@@ -280,7 +299,7 @@ impl Round<'_> {
         challenge: &Challenge,
         epoch: Option<Epoch>,
         pcrs: &QuotedPcrs,
-    ) -> Result<Option<Result<(ReplayedIma, Option<ImaJudgement>), ImaError>>, RoundError> {
+    ) -> Result<Option<Ima>, RoundError> {
         if !agent.hello.has_ima_log {
             return Ok(None);
         }
@@ -296,20 +315,26 @@ impl Round<'_> {
             Some(judge) => replay.push_with(bytes, |entry| judge.entry(entry)),
             None => replay.push(bytes),
         };
-        let part = evidence.ima.as_ref().filter(|_| replay.entries() == challenge.ima_from);
-        if let Some(part) = part
-            && let Err(error) = push(&mut replay, &part.entries)
-        {
-            return Ok(Some(Err(error)));
+        let first = replay.entries();
+        let mut bytes = Vec::new();
+        let unreadable = |error| Ok(Some(Ima { result: Err(error), first, bytes: Vec::new() }));
+        let part = evidence.ima.as_ref().filter(|_| first == challenge.ima_from);
+        if let Some(part) = part {
+            if let Err(error) = push(&mut replay, &part.entries) {
+                return unreadable(error);
+            }
+            bytes.extend_from_slice(&part.entries);
         }
         if !replay.is_matched() && part.is_none_or(|part| replay.entries() < part.total) {
             let route = Route::LogIma { from: replay.entries() };
             let rest = agent.fetch(self.role, route, limits::MAX_IMA_LOG_LEN).await?;
             if let Err(error) = push(&mut replay, &rest) {
-                return Ok(Some(Err(error)));
+                return unreadable(error);
             }
+            if bytes.is_empty() { bytes = rest } else { bytes.extend_from_slice(&rest) }
         }
-        Ok(Some(replay.finish().map(|list| (list, judge.map(ImaJudge::finish)))))
+        let result = replay.finish().map(|list| (list, judge.map(ImaJudge::finish)));
+        Ok(Some(Ima { result, first, bytes }))
     }
 }
 
@@ -323,13 +348,60 @@ enum BootLog {
     None,
     JudgedBefore,
     TooLong,
-    Shown { log: Vec<u8>, command_line: Option<Vec<u8>>, userspace: Option<Vec<u8>> },
+    Shown {
+        digest: [u8; 32],
+        log: Vec<u8>,
+        /// `None` if they were not asked for.
+        texts: Option<Texts>,
+    },
+}
+
+/// What belongs to a boot log.
+#[derive(Default)]
+struct Texts {
+    command_line: Option<Vec<u8>>,
+    userspace: Option<Vec<u8>>,
 }
 
 impl BootLog {
     fn read(&self) -> Option<Result<ReadBootLog<'_>, BootLogError>> {
-        let Self::Shown { log, command_line, userspace } = self else { return None };
-        Some(ReadBootLog::read(log, command_line.as_deref(), userspace.as_deref()))
+        let Self::Shown { log, texts, .. } = self else { return None };
+        let (command_line, userspace) = match texts {
+            Some(Texts { command_line, userspace }) => (command_line.as_deref(), userspace.as_deref()),
+            None => (None, None),
+        };
+        Some(ReadBootLog::read(log, command_line, userspace))
+    }
+
+    /// What of it is kept; the log itself is, by its digest.
+    fn shown(self, checkpoint: Option<&Checkpoint>) -> ShownBootLog {
+        match self {
+            Self::None | Self::TooLong => ShownBootLog::None,
+            Self::JudgedBefore => {
+                let digest = checkpoint.and_then(|checkpoint| checkpoint.boot_log);
+                digest.map_or(ShownBootLog::None, ShownBootLog::Before)
+            }
+            Self::Shown { digest, texts: None, .. } => ShownBootLog::Before(digest),
+            Self::Shown { digest, texts: Some(Texts { command_line, userspace }), .. } => {
+                ShownBootLog::Now { digest, command_line, userspace }
+            }
+        }
+    }
+}
+
+/// What was read of the IMA list.
+struct Ima {
+    result: Result<(ReplayedIma, Option<ImaJudgement>), ImaError>,
+    /// The first entry of `bytes`.
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+impl Ima {
+    /// What of it is kept.
+    fn shown(self) -> Option<ShownIma> {
+        let (list, _) = self.result.ok()?;
+        Some(ShownIma { first: self.first, entries: list.entries(), bytes: self.bytes })
     }
 }
 

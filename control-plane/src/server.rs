@@ -1,6 +1,6 @@
 //! `trefoil serve`: opens the stores, starts the roles, the gateway and the API, and stops them in order.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use protocol::id::Role;
@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     app::App,
     config::Config,
-    ek::EkRoots,
+    ek::EkTrust,
     gateway::{Gateway, GatewayOptions, Registry},
     http,
     link::{RegistrarLink, VerifierLink},
@@ -20,6 +20,9 @@ use crate::{
     tenant::Tenant,
     verifier::Verifier,
 };
+
+/// How often the bundles of EK roots are looked at.
+const EK_ROOTS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the command line may say over the settings.
 #[derive(Clone, Debug, Default)]
@@ -74,12 +77,14 @@ pub async fn run(config: &Config, options: ServeOptions, mut stop: watch::Receiv
         GatewayOptions::default(),
     );
     let agents = tokio::spawn(gateway.run(listener, agents_tls, stop.clone()));
+    let ek_roots = tokio::spawn(watch_ek_roots(app.clone(), stop.clone()));
     let operators = tokio::spawn(http::serve(api, tls(&[b"http/1.1"])?, http::router(app.clone()), stop.clone()));
     // The sender lives as long as this call's caller waits.
     _ = stop.wait_for(|stop| *stop).await;
     tracing::info!("stopping");
     agents.await.context("the gateway ended badly")?;
     operators.await.context("the API ended badly")?;
+    ek_roots.await.context("the watch over the EK roots ended badly")?;
     Ok(())
 }
 
@@ -97,32 +102,65 @@ pub async fn open(config: &Config, options: &ServeOptions) -> anyhow::Result<Arc
     tenant_store.migrate().await.context("the tenant's database")?;
 
     let registry = Arc::<Registry>::default();
-    let roots = |own: &Option<PathBuf>| -> anyhow::Result<EkRoots> {
-        match options.ek_roots.as_ref().or(own.as_ref()) {
-            Some(dir) => EkRoots::load_dir(dir).with_context(|| format!("EK roots in {}", dir.display())),
-            None => Ok(EkRoots::default()),
-        }
+    let roots = |own: &Option<PathBuf>| -> anyhow::Result<Arc<EkTrust>> {
+        let path = options.ek_roots.as_ref().or(own.as_ref()).cloned();
+        let shown = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        Ok(Arc::new(EkTrust::load(path).with_context(|| format!("EK roots in {shown}"))?))
     };
-    let registrar = Arc::new(Registrar::new(
-        registrar_store,
-        config.role_key(Role::Registrar)?,
-        roots(&config.registrar.ek_roots)?,
-    ));
+    let registrar =
+        Registrar::new(registrar_store, config.role_key(Role::Registrar)?, roots(&config.registrar.ek_roots)?);
+    let registrar = Arc::new(registrar.keeping_strangers(config.quarantine));
     let registrar_link: Arc<dyn RegistrarLink> = registrar.clone();
-    let verifier = Arc::new(Verifier::new(
+    let verifier = Verifier::new(
         verifier_store,
         config.role_key(Role::Verifier)?,
         registrar_link.clone(),
         registry.clone(),
-    ));
+        config.policy_trust(Role::Verifier).context("[verifier] policy_keys")?,
+    );
+    let verifier = Arc::new(verifier.keeping_ima(config.verifier.keep_ima));
     let verifier_link: Arc<dyn VerifierLink> = verifier.clone();
-    let tenant = Arc::new(Tenant::new(
+    let tenant = Tenant::new(
         tenant_store,
         config.role_key(Role::Tenant)?,
         roots(&config.tenant.ek_roots)?,
         registrar_link,
         verifier_link,
         registry.clone(),
-    ));
+        config.policy_trust(Role::Tenant).context("[tenant] policy_keys")?,
+    );
+    let tenant = Arc::new(tenant.keeping_ima(config.tenant.keep_ima));
     Ok(Arc::new(App { registrar, verifier, tenant, registry }))
+}
+
+/// Judges hardware by the bundles as they are at the start, and again whenever one changes; whoever is concerned has a
+/// round at once.
+async fn watch_ek_roots(app: Arc<App>, mut stop: watch::Receiver<bool>) {
+    let mut due = true;
+    loop {
+        if due {
+            match app.judge_hardware_anew().await {
+                Ok(()) => due = false,
+                Err(error) => tracing::error!(error = %crate::refusal::chain(&error), "hardware is not judged yet"),
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(EK_ROOTS_INTERVAL) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let (registrar, tenant) = (app.registrar.ek_trust().clone(), app.tenant.ek_trust().clone());
+        let looked = tokio::task::spawn_blocking(move || (registrar.refresh(), tenant.refresh())).await;
+        let Ok((registrar, tenant)) = looked else { continue };
+        let detail = |error: crate::ek::EkRootsError| {
+            format!("the changed EK roots are not used, the old ones stay: {}", crate::refusal::chain(&error))
+        };
+        match registrar {
+            Ok(changed) => due |= changed,
+            Err(error) => app.registrar.record(None, "ek_roots_unreadable", detail(error)).await,
+        }
+        match tenant {
+            Ok(changed) => due |= changed,
+            Err(error) => app.tenant.ek_roots_unreadable(&detail(error)).await,
+        }
+    }
 }

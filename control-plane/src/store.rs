@@ -3,6 +3,7 @@
 //! Stores keep facts and enforce what must be atomic or unique; what a fact means is the roles' business. Times are
 //! milliseconds since the Unix epoch by the *database's* clock. Shares and join keys arrive here only as HPKE ciphertext.
 
+mod compact;
 mod postgres;
 pub mod registrar;
 mod sql;
@@ -221,17 +222,21 @@ pub struct Checkpoint {
     /// TPM firmware version.
     pub firmware_version: u64,
     /// The PCR values accepted: (TPM_ALG_ID, index, digest), ascending.
+    #[serde(with = "compact::pcrs")]
     pub pcrs: Vec<(u16, u8, Vec<u8>)>,
     /// SHA-256 of the boot log judged in this epoch.
+    #[serde(default, with = "compact::digest")]
     pub boot_log: Option<[u8; 32]>,
     /// IMA entries judged in this epoch.
     pub ima_entries: u64,
     /// PCR 10 after those entries: (TPM_ALG_ID, digest).
+    #[serde(with = "compact::banks")]
     pub ima_pcrs: Vec<(u16, Vec<u8>)>,
     /// Signature keys that those entries made known, where the policy learns them: DER SubjectPublicKeyInfo.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "compact::list")]
     pub ima_keys: Vec<Vec<u8>>,
     /// The policy they were judged by.
+    #[serde(default, with = "compact::digest")]
     pub policy: Option<[u8; 32]>,
 }
 
@@ -341,6 +346,54 @@ pub struct Release {
     pub confirmed_ms: Option<UnixMs>,
 }
 
+/// What a node showed in a quote that verified: enough to check and judge it again.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct EvidenceRow {
+    /// Whose.
+    pub node_id: NodeId,
+    /// When it was shown; the store sets it to now when it is written.
+    pub at_ms: UnixMs,
+    /// `bootstrap` or `attest`.
+    pub purpose: String,
+    /// The TPMS_ATTEST as the TPM signed it.
+    pub attested: Vec<u8>,
+    /// The TPMT_SIGNATURE over it.
+    pub signature: Vec<u8>,
+    /// What the quote is bound to, as it was computed when the quote was checked.
+    pub qualifying_data: [u8; 32],
+    /// The AK that signed.
+    pub ak_name: AkName,
+    /// What was known of the TPM: `certified`, `allow_listed`, `unproven`.
+    pub hardware: String,
+    /// Every quoted PCR value: (TPM_ALG_ID, index, digest), ascending.
+    pub pcrs: Vec<(u16, u8, Vec<u8>)>,
+    /// Boot epoch: TPM resets.
+    pub reset_count: u32,
+    /// Boot epoch: TPM restarts since the reset.
+    pub restart_count: u32,
+    /// SHA-256 of the boot log; the log is found by it as long as it is kept.
+    pub boot_log: Option<[u8; 32]>,
+    /// What the node says its kernel's command line is.
+    pub command_line: Option<Vec<u8>>,
+    /// What userspace measured after the boot log ended.
+    pub userspace: Option<Vec<u8>>,
+    /// Whether the node says that its kernel keeps an IMA list.
+    pub has_ima: bool,
+    /// IMA entries that the quoted PCR 10 accounts for; `None` if no part of the list did.
+    pub ima_entries: Option<u64>,
+}
+
+/// The kept part of a node's IMA list: from its first entry on, without gaps.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ImaList {
+    /// The boot it is of: (resetCount, restartCount).
+    pub epoch: (u32, u32),
+    /// How many entries.
+    pub entries: u64,
+    /// Their bytes, as the kernel writes them.
+    pub bytes: Vec<u8>,
+}
+
 /// What verifier and tenant have in common: both appraise, each by its own policies and memory.
 #[async_trait]
 pub trait AppraiserStore: EventStore {
@@ -393,6 +446,25 @@ pub trait AppraiserStore: EventStore {
         reset_count: u32,
         event: &NewEvent,
     ) -> Result<bool, StoreError>;
-    /// Forgets a node: attestation, verdicts, releases. Events stay.
+    /// Keeps what a node showed in place of what it showed before.
+    async fn put_evidence(&self, evidence: &EvidenceRow) -> Result<(), StoreError>;
+    /// What a node showed last.
+    async fn evidence(&self, node_id: NodeId) -> Result<Option<EvidenceRow>, StoreError>;
+    /// Keeps `entries` whole entries of a node's IMA list, `first` being the number of the first of them, in place of
+    /// those that were kept from there on; those of another boot than `epoch` (resetCount, restartCount) are dropped.
+    ///
+    /// A part that would leave a gap, or make the list longer than [`limits::MAX_IMA_LOG_LEN`](protocol::limits::MAX_IMA_LOG_LEN)
+    /// bytes, is not kept.
+    async fn put_ima_part(
+        &self,
+        node_id: NodeId,
+        first: u64,
+        entries: u64,
+        bytes: &[u8],
+        epoch: (u32, u32),
+    ) -> Result<(), StoreError>;
+    /// The kept part of a node's IMA list; `None` if nothing is.
+    async fn ima_list(&self, node_id: NodeId) -> Result<Option<ImaList>, StoreError>;
+    /// Forgets a node: attestation, verdicts, releases, evidence. Events stay.
     async fn forget_node(&self, node_id: NodeId) -> Result<(), StoreError>;
 }

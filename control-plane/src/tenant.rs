@@ -29,11 +29,12 @@ use rand_core::OsRng;
 
 use crate::{
     appraisal::{
+        policy::PolicyTrust,
         quote::AkPublic,
         verdict::{Hardware, Verdict},
     },
     appraiser::{Appraiser, Attending, Judged, NotReleased, Subject, remembered_hardware},
-    ek::EkRoots,
+    ek::EkTrust,
     gateway::{Agent, AgentError, Registry},
     link::{LinkError, RegistrarLink, VerifierLink},
     refusal::{Refusal, chain},
@@ -55,7 +56,7 @@ const MAX_OPEN_RELEASES: u32 = 16;
 pub struct Tenant {
     store: Arc<dyn TenantStore>,
     key: RolePrivateKey,
-    ek_roots: EkRoots,
+    ek_trust: Arc<EkTrust>,
     registrar: Arc<dyn RegistrarLink>,
     verifier: Arc<dyn VerifierLink>,
     registry: Arc<Registry>,
@@ -85,18 +86,41 @@ impl Tenant {
     pub fn new(
         store: Arc<dyn TenantStore>,
         key: RolePrivateKey,
-        ek_roots: EkRoots,
+        ek_trust: Arc<EkTrust>,
         registrar: Arc<dyn RegistrarLink>,
         verifier: Arc<dyn VerifierLink>,
         registry: Arc<Registry>,
+        policies: PolicyTrust,
     ) -> Self {
-        let appraiser = Appraiser::new(Role::Tenant, store.clone(), registry.clone());
-        Self { store, key, ek_roots, registrar, verifier, registry, appraiser, chunks: Mutex::default() }
+        let appraiser = Appraiser::new(Role::Tenant, store.clone(), registry.clone(), policies);
+        Self { store, key, ek_trust, registrar, verifier, registry, appraiser, chunks: Mutex::default() }
+    }
+
+    /// The same, keeping nodes' IMA lists with their evidence or not; unless told otherwise they are kept.
+    #[must_use]
+    pub fn keeping_ima(mut self, keep: bool) -> Self {
+        self.appraiser.keep_ima = keep;
+        self
     }
 
     /// Its store.
     pub fn store(&self) -> &Arc<dyn TenantStore> {
         &self.store
+    }
+
+    /// Whose policies it judges by.
+    pub const fn policy_trust(&self) -> &PolicyTrust {
+        self.appraiser.policy_trust()
+    }
+
+    /// The manufacturers it trusts.
+    pub const fn ek_trust(&self) -> &Arc<EkTrust> {
+        &self.ek_trust
+    }
+
+    /// Writes down that a changed bundle of its roots could not be loaded.
+    pub async fn ek_roots_unreadable(&self, detail: &str) {
+        self.appraiser.event(None, None, "ek_roots_unreadable", detail).await;
     }
 
     /// Looks after one connection until it ends: admits the node, and bootstraps it if it came for its payload.
@@ -148,10 +172,17 @@ impl Tenant {
         let Some(sealing_id) = node.sealing_id.filter(|_| *wants && !node.stopped) else { return Ok(Some(LONG)) };
         let attestation = self.store.attestation(node_id).await?;
         let pinned = attestation.as_ref().and_then(|attestation| attestation.ak.clone());
-        if pinned.is_none() && binding.is_none() {
-            binding = self.binding(node_id).await?;
-        }
         let remembered = remembered_hardware(attestation.as_ref());
+        // The EK of a known node is judged again, by the roots of now; without the registrar, what is remembered stands.
+        if binding.is_none() {
+            binding = match self.binding(node_id).await {
+                Err(error) if pinned.is_some() => {
+                    tracing::warn!(node = %node_id, error = %chain(&error), "tenant: the registrar does not say the EK");
+                    None
+                }
+                binding => binding?,
+            };
+        }
         let candidate = match self.candidate(agent, &node, pinned, remembered, binding.as_ref()) {
             Ok(candidate) => candidate,
             Err(refusal) => {
@@ -259,7 +290,13 @@ impl Tenant {
                 .map_err(|error| Refusal::forbidden(error.code(), format!("the AK is refused: {}", chain(&error))))
                 .and_then(|ak| if ak.name().as_bytes() == agent.ak_name().0 { Ok(ak) } else { Err(wrong_ak()) })
         };
-        if let (Some((_, ak_public)), Some(hardware)) = (&pinned, remembered) {
+        // A node that is proven does not hang on what the registrar says of another EK.
+        let names_ek = |binding: &&Binding| {
+            let spki = TpmtPublic::decode(&binding.ek_public).ok().and_then(|ek| ek.spki_der().ok());
+            spki.is_some_and(|spki| bind::node_id(&spki) == agent.node_id())
+        };
+        let binding = binding.filter(|binding| pinned.is_none() || names_ek(binding));
+        if let (Some((_, ak_public)), Some(hardware), None) = (&pinned, remembered, binding) {
             return Ok(Candidate { ak: take(ak_public)?, ak_public: ak_public.clone(), hardware, unproven_ek: None });
         }
         let binding = match (binding, &pinned) {
@@ -281,12 +318,13 @@ impl Tenant {
             return Err(Refusal::forbidden("wrong_node_id", "the EK that the registrar names is not this node's"));
         }
         // Ours by its id: that names this very EK. Else a manufacturer has to vouch for it.
-        let hardware = match certify(&self.ek_roots, &binding.ek_chain, &ek) {
+        let hardware = match certify(&self.ek_trust.roots(), &binding.ek_chain, &ek) {
             Ok(_) => Hardware::Certified,
             Err(_) if node.join_id.is_none() => Hardware::AllowListed,
             Err(_) => Hardware::Unproven,
         };
-        let (ak, ak_public) = (take(&binding.ak_public)?, binding.ak_public.clone());
+        let ak_public = pinned.as_ref().map_or(&binding.ak_public, |(_, pinned)| pinned).clone();
+        let ak = take(&ak_public)?;
         Ok(Candidate { ak, ak_public, hardware, unproven_ek: pinned.is_none().then_some(ek) })
     }
 

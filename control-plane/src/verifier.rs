@@ -18,7 +18,11 @@ use protocol::{
 use rand_core::OsRng;
 
 use crate::{
-    appraisal::{policy::Policy, quote::AkPublic, verdict::Verdict},
+    appraisal::{
+        policy::{Policy, PolicyTrust},
+        quote::AkPublic,
+        verdict::Verdict,
+    },
     appraiser::{Appraiser, Attending, Judged, NotReleased, Subject, remembered_hardware},
     gateway::{Agent, AgentError, Registry},
     link::{self, LinkError, LinkMethod, RegistrarLink, VerifierLink},
@@ -48,20 +52,33 @@ struct KnownAk {
 }
 
 impl Verifier {
-    /// The role on this store, with its private key.
+    /// The role on this store, with its private key; it judges by policies that `policies` trusts.
     pub fn new(
         store: Arc<dyn VerifierStore>,
         key: RolePrivateKey,
         registrar: Arc<dyn RegistrarLink>,
         registry: Arc<Registry>,
+        policies: PolicyTrust,
     ) -> Self {
-        let appraiser = Appraiser::new(Role::Verifier, store.clone(), registry.clone());
+        let appraiser = Appraiser::new(Role::Verifier, store.clone(), registry.clone(), policies);
         Self { store, key, registrar, registry, appraiser }
+    }
+
+    /// The same, keeping nodes' IMA lists with their evidence or not; unless told otherwise they are kept.
+    #[must_use]
+    pub fn keeping_ima(mut self, keep: bool) -> Self {
+        self.appraiser.keep_ima = keep;
+        self
     }
 
     /// Its store.
     pub fn store(&self) -> &Arc<dyn VerifierStore> {
         &self.store
+    }
+
+    /// Whose policies it judges by.
+    pub const fn policy_trust(&self) -> &PolicyTrust {
+        self.appraiser.policy_trust()
     }
 
     /// Looks after one connection until it ends: bootstrap if the node came for its payload, then a round every interval.
@@ -95,6 +112,8 @@ impl Verifier {
                 () = agent.woken(Role::Verifier) => {
                     state.reload();
                     node = None;
+                    // What is thought of its hardware may be another by now.
+                    known = None;
                 }
                 () = agent.gone() => return,
             }
@@ -176,15 +195,24 @@ impl Verifier {
         let attestation = self.store.attestation(agent.node_id()).await?;
         let pinned = attestation.as_ref().and_then(|attestation| attestation.ak.clone());
         let remembered = remembered_hardware(attestation.as_ref());
-        let (name, public, hardware) = match (pinned, remembered) {
-            (Some((name, public)), Some(hardware)) => (name, public, hardware),
-            (pinned, _) => {
-                let binding = self.registrar.binding(agent.node_id()).await.map_err(|LinkError::Store(error)| error)?;
-                let Some(binding) = binding else { return Ok(None) };
+        // The registrar knows what is thought of the hardware now; without it, what is remembered stands.
+        let binding = match self.registrar.binding(agent.node_id()).await {
+            Ok(binding) => binding,
+            Err(LinkError::Store(error)) if pinned.is_some() && remembered.is_some() => {
+                let error = crate::refusal::chain(&error);
+                tracing::warn!(node = %agent.node_id(), error, "verifier: the registrar does not say the hardware");
+                None
+            }
+            Err(LinkError::Store(error)) => return Err(error),
+        };
+        let (name, public, hardware) = match (pinned, remembered, binding) {
+            (pinned, _, Some(binding)) => {
                 let hardware = (&binding.hardware).into();
                 let (name, public) = pinned.unwrap_or((binding.ak_name, binding.ak_public));
                 (name, public, hardware)
             }
+            (Some((name, public)), Some(hardware), None) => (name, public, hardware),
+            _ => return Ok(None),
         };
         if name != agent.ak_name() {
             return Ok(None);

@@ -174,8 +174,8 @@ fn every_api_endpoint_in_a_diagram_exists() {
     }
 }
 
-#[test]
-fn every_kind_in_the_failure_table_is_one_that_the_control_plane_writes() {
+/// Everything that the control plane is made of.
+fn source() -> String {
     let mut source = String::new();
     let mut dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(dir) = dirs.pop() {
@@ -188,6 +188,12 @@ fn every_kind_in_the_failure_table_is_one_that_the_control_plane_writes() {
             }
         }
     }
+    source
+}
+
+#[test]
+fn every_kind_in_the_failure_table_is_one_that_the_control_plane_writes() {
+    let source = source();
     let text = read(OVERVIEW);
     let (_, table) = text.split_once("| at | kinds |").expect("the failure table is there");
     let mut count = 0;
@@ -213,6 +219,30 @@ fn the_policy_in_the_readme_is_one() {
     let blocks = blocks(&read("README.md"), "toml");
     let policy = Policy::parse(blocks[0].as_bytes()).expect("the README shows a policy");
     assert!(policy.release().is_some(), "a share may leave under it");
+}
+
+#[test]
+fn the_policies_in_the_reference_are_ones() {
+    let policies = blocks(&read("docs/policy.md"), "toml");
+    assert!(!policies.is_empty());
+    for text in policies {
+        let policy = Policy::parse(text.as_bytes()).unwrap_or_else(|error| panic!("docs/policy.md: {error}"));
+        assert!(policy.boot().is_some() && policy.ima().is_some());
+    }
+}
+
+#[test]
+fn every_reason_in_the_reference_is_one_that_the_control_plane_gives() {
+    let (source, text) = (source(), read("docs/policy.md"));
+    let (_, reasons) = text.split_once("\n## Reasons\n").expect("the reasons are there");
+    let mut count = 0;
+    for row in reasons.lines().filter(|line| line.starts_with("| `")) {
+        for reason in row.split('|').nth(1).unwrap_or_default().split('`').skip(1).step_by(2) {
+            count += 1;
+            assert!(source.contains(&format!("\"{reason}\"")), "no source file has the reason `{reason}`");
+        }
+    }
+    assert!(count > 40, "only {count} reasons");
 }
 
 /// Every line in a shell block that begins with one of our programs, without what a shell would take away.

@@ -68,7 +68,11 @@ suite! {
         an_expired_or_revoked_or_unknown_join_token_binds_nothing
         a_refused_binding_uses_up_no_join_token
         bound_nodes_are_found_by_prefix
-        a_forgotten_node_may_be_bound_anew;
+        a_forgotten_node_may_be_bound_anew
+        bindings_come_in_pages_and_their_hardware_may_change
+        a_node_in_quarantine_comes_back_whole_and_keeps_its_first_time
+        quarantine_is_bounded_and_unproven_hardware_goes_first
+        admission_and_binding_end_quarantine;
     appraiser:
         a_policy_is_stored_once_and_found
         a_boot_log_is_stored_once_and_found
@@ -95,6 +99,13 @@ suite! {
         a_second_release_after_the_confirmation_is_refused
         a_rolled_back_node_may_be_delivered_again_under_an_old_reset_count
         at_most_two_hundred_unconfirmed_releases_of_a_node_are_kept
+        evidence_comes_back_whole_and_only_the_last_is_kept
+        an_ima_list_grows_part_by_part
+        entries_shown_again_replace_those_kept_from_there_on
+        a_part_that_leaves_a_gap_is_not_kept
+        another_boot_begins_the_list_anew
+        a_list_above_its_limit_is_not_kept
+        racing_parts_leave_a_list_without_gaps
         a_forgotten_node_leaves_only_events;
     verifier:
         a_node_comes_back_whole

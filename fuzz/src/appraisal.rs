@@ -1,10 +1,12 @@
 //! What the control plane judges by: logs, policies, endorsements.
 
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use base64::Engine as _;
 use control_plane::{
-    appraisal::{BootLog, ImaReplay, Policy, ReplayedBootLog, ima_log::ImaStart},
+    appraisal::{
+        BootLog, ImaReplay, Policy, ReplayedBootLog, glob::Glob, ima_ascii, ima_log::ImaStart, ima_rules::ImaJudge,
+    },
     ek::{EkRoots, certificate_spki},
 };
 use protocol::{
@@ -176,6 +178,130 @@ pub(crate) fn ima_log_seeds() -> Vec<Vec<u8>> {
         seeds.push([&[9, 40][..], &list[..list.len().min(20_000)]].concat());
     }
     seeds
+}
+
+/// An ASCII list that is read gives a binary one with an entry a line, each of which is read; an error names the line.
+pub fn ima_ascii(data: &[u8]) {
+    match ima_ascii::to_binary(data) {
+        Ok(list) => {
+            let lines =
+                data.split(|byte| *byte == b'\n').count() - usize::from(data.is_empty() || data.ends_with(b"\n"));
+            let never = Digest::new(&[0xee; 32]).expect("32 bytes");
+            let mut readable = 0;
+            let (entries, _) = replay(&list, 0, never, |entry| readable += usize::from(entry.fields().is_some()));
+            assert_eq!((entries, readable), (lines as u64, lines));
+        }
+        Err(error) => {
+            assert!(error.offset <= data.len());
+            assert!(error.offset == 0 || data[error.offset - 1] == b'\n');
+        }
+    }
+}
+
+pub(crate) fn ima_ascii_seeds() -> Vec<Vec<u8>> {
+    let (hash, digest) = ("01".repeat(20), "23".repeat(20));
+    let line = |rest: &str| format!("10 {hash} {rest}\n");
+    let all = [
+        line(&format!("ima {digest} /init")),
+        line(&format!("ima-ng sha1:{digest} boot_aggregate")),
+        line(&format!("ima-sig sha1:{digest} /bin/sh 030204")),
+        line(&format!("ima-sigv2 verity:sha1:{digest} /bin/sh ")),
+        line(&format!("ima-buf sha1:{digest} dm_table_load 00")),
+        line(&format!("ima-modsig sha1:{digest} /bin/sh   ")),
+        line(&format!("d-ng|n-ng|imode sha1:{digest} /bin/sh 33261")),
+    ];
+    let mut seeds = vec![all.concat().into_bytes()];
+    for (folder, end) in [("ima", ".ascii"), ("vm-ovmf", "ima_ascii_runtime_measurements")] {
+        seeds.extend(vectors::files(folder, end).into_iter().map(|list| list[..list.len().min(20_000)].to_vec()));
+    }
+    seeds
+}
+
+/// What is found in a list by a policy does not depend on how the list was cut; a file whose digest is not the listed
+/// one, whose path is not excluded and that nobody signed is always found.
+///
+/// Input: how to cut (one byte), the list.
+pub fn ima_rules(data: &[u8]) {
+    static POLICY: LazyLock<Policy> = LazyLock::new(|| {
+        let digest = "07".repeat(32);
+        let text = format!(
+            "version = 1\nname = \"f\"\n[ima]\nexclude = [\"/tmp/**\"]\nviolation_paths = [\"/var/log/*\"]\nlearn_keys = \
+             true\nboot_aggregate = \"any\"\n[ima.files]\n\"/usr/bin/true\" = [\"{digest}\"]\n[ima.keyrings]\n\".ima\" = \
+             [\"{digest}\"]\n[ima.buffers]\ndm_table_load = [\"any\"]\n"
+        );
+        Policy::parse(text.as_bytes()).expect("a policy")
+    });
+    let mut script = Script::new(data);
+    let how = script.byte();
+    let list = script.rest();
+    let never = Digest::new(&[0xee; 32]).expect("32 bytes");
+    let mut bad = 0;
+    let mut judged = |how, count: bool| {
+        let mut judge = ImaJudge::new(&POLICY, 0, &[]).expect("rules");
+        let (entries, _) = replay(list, how, never, |entry| {
+            judge.entry(entry);
+            let is_bad = entry.pcr == 10
+                && !entry.is_violation()
+                && entry.file_digest().is_none_or(|(_, digest)| digest != [7; 32])
+                && entry.path().is_none_or(|path| path.starts_with(b"/usr/"));
+            bad += u64::from(count && is_bad);
+        });
+        let judgement = judge.finish();
+        assert_eq!(judgement.entries, entries);
+        assert!(judgement.report.findings().iter().all(|it| it.expected.chars().count() <= 200));
+        assert!(judgement.report.findings().iter().all(|it| it.found.chars().count() <= 200));
+        judgement.report
+    };
+    let whole = judged(0, true);
+    assert_eq!(whole, judged(how, false), "cut by {how}");
+    assert!(whole.count() >= bad, "{bad} bad entries, {} findings", whole.count());
+}
+
+pub(crate) fn ima_rules_seeds() -> Vec<Vec<u8>> {
+    ima_log_seeds().into_iter().map(|seed| seed[1..].to_vec()).collect()
+}
+
+/// A glob fits what trying everything fits.
+///
+/// Input: the glob, a zero byte, the path; the first 24 bytes of each.
+pub fn glob(data: &[u8]) {
+    let mut parts = data.splitn(2, |byte| *byte == 0);
+    let (text, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let (text, path) = (&text[..text.len().min(24)], &path[..path.len().min(24)]);
+    let Some(glob) = std::str::from_utf8(text).ok().and_then(|text| Glob::new(text).ok()) else { return };
+    assert_eq!(glob.matches(path), fits_slowly(text, path, false), "{:?} {path:?}", glob.as_str());
+}
+
+fn fits_slowly(glob: &[u8], path: &[u8], at_component: bool) -> bool {
+    if at_component && glob == b"**" {
+        return true;
+    }
+    if at_component && let Some(rest) = glob.strip_prefix(b"**/") {
+        let end = path.iter().position(|byte| *byte == b'/');
+        return fits_slowly(rest, path, true)
+            || end.is_some_and(|end| end > 0 && fits_slowly(glob, &path[end + 1..], true));
+    }
+    match (glob.split_first(), path.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), byte) => {
+            fits_slowly(rest, path, false)
+                || byte.is_some_and(|(byte, after)| *byte != b'/' && fits_slowly(glob, after, false))
+        }
+        (Some((b'?', rest)), Some((byte, after))) if *byte != b'/' => {
+            // A character, however many bytes it has.
+            let tail = after.iter().take_while(|byte| matches!(byte, 0x80..=0xbf)).count();
+            (0..=tail).any(|len| fits_slowly(rest, &after[len..], false))
+        }
+        (Some((b'?', _)), _) => false,
+        (Some((expected, rest)), Some((byte, after))) => expected == byte && fits_slowly(rest, after, *byte == b'/'),
+        _ => false,
+    }
+}
+
+pub(crate) fn glob_seeds() -> Vec<Vec<u8>> {
+    [&b"/tmp/**\0/tmp/a/b"[..], b"/var/log/*.log\0/var/log/a.log", b"/a/**/c\0/a/b/b/c", b"/a?*b\0/a\xc3\xa9b"]
+        .map(<[u8]>::to_vec)
+        .to_vec()
 }
 
 /// A policy that parses asks for no more PCRs than evidence can carry, every named one among them, and for the same each

@@ -9,8 +9,10 @@
 mod appraisal;
 mod coap;
 mod crypto;
+mod files;
 mod machine;
 mod message;
+mod rootfs;
 mod script;
 #[cfg(test)]
 mod smoke;
@@ -19,11 +21,13 @@ mod vectors;
 
 use std::{env, fs, path::Path, process::ExitCode};
 
-pub use appraisal::{boot_log, ek_certificate, ima_log, policy};
+pub use appraisal::{boot_log, ek_certificate, glob, ima_ascii, ima_log, ima_rules, policy};
 pub use coap::{coap_exchange, coap_frame};
 pub use crypto::{container, manifest, payload_opener, sealed_share};
+pub use files::{appraise, pcr_file};
 pub use machine::agent_machine;
 pub use message::message_decode;
+pub use rootfs::{cpio, initrd, keylime_import};
 pub use tpm::{pcr_selection, tpm_attest, tpm_public, tpm_response, tpm_signature};
 
 /// One fuzz target.
@@ -40,15 +44,23 @@ pub struct Target {
 /// Every target.
 pub const TARGETS: &[Target] = &[
     Target { name: "agent_machine", run: agent_machine, seeds: machine::agent_machine_seeds },
+    Target { name: "appraise", run: appraise, seeds: files::appraise_seeds },
     Target { name: "boot_log", run: boot_log, seeds: appraisal::boot_log_seeds },
     Target { name: "coap_exchange", run: coap_exchange, seeds: coap::coap_exchange_seeds },
     Target { name: "coap_frame", run: coap_frame, seeds: coap::coap_frame_seeds },
     Target { name: "container", run: container, seeds: crypto::container_seeds },
+    Target { name: "cpio", run: cpio, seeds: rootfs::cpio_seeds },
     Target { name: "ek_certificate", run: ek_certificate, seeds: appraisal::ek_certificate_seeds },
+    Target { name: "glob", run: glob, seeds: appraisal::glob_seeds },
+    Target { name: "ima_ascii", run: ima_ascii, seeds: appraisal::ima_ascii_seeds },
     Target { name: "ima_log", run: ima_log, seeds: appraisal::ima_log_seeds },
+    Target { name: "ima_rules", run: ima_rules, seeds: appraisal::ima_rules_seeds },
+    Target { name: "initrd", run: initrd, seeds: rootfs::initrd_seeds },
+    Target { name: "keylime_import", run: keylime_import, seeds: rootfs::keylime_import_seeds },
     Target { name: "manifest", run: manifest, seeds: crypto::manifest_seeds },
     Target { name: "message_decode", run: message_decode, seeds: message::message_decode_seeds },
     Target { name: "payload_opener", run: payload_opener, seeds: crypto::payload_opener_seeds },
+    Target { name: "pcr_file", run: pcr_file, seeds: files::pcr_file_seeds },
     Target { name: "pcr_selection", run: pcr_selection, seeds: tpm::pcr_selection_seeds },
     Target { name: "policy", run: policy, seeds: appraisal::policy_seeds },
     Target { name: "sealed_share", run: sealed_share, seeds: crypto::sealed_share_seeds },

@@ -251,18 +251,18 @@ fn an_ek_with_the_certificate_of_another_ek_is_not_taken_for_certified() -> Resu
 }
 
 #[test]
-fn a_genuine_tpm_that_nobody_admitted_is_told_the_ways_in() -> Result<()> {
+fn a_genuine_tpm_that_nobody_admitted_waits_in_quarantine_and_gets_nothing() -> Result<()> {
     need_tpm!();
     let bench = Bench::shared()?;
     let rightful = bench.rightful()?;
-    let attacker = identity(&genuine(&bench)?)?;
+    let tpm = genuine(&bench)?;
+    let attacker = identity(&tpm)?;
     ensure!(attacker.ek_chain.len() == 1, "it has its vendor's certificate");
     let mark = bench.mark()?;
     let (mut agent, answer) = enrol(&bench, &attacker, None)?;
-    refused_for(answer, "not_admitted")?;
-    let told = bench.expect(&mark, attacker.node_id, "registrar", "not_admitted")?;
-    let by_id = format!("trefoil node add NAME --id {}", attacker.node_id);
-    ensure!(told.detail.contains(&by_id) && told.detail.contains("trefoil node add NAME --join"), "{told:?}");
+    refused_for(agent.activate(&RogueTpm::of(&tpm), &attacker, &answer?), "quarantined")?;
+    let told = bench.expect(&mark, attacker.node_id, "registrar", "quarantined")?;
+    ensure!(told.detail.contains(&format!("trefoil node approve {}", attacker.node_id)), "{told:?}");
     ensure!(agent.next_request(A_WHILE)?.is_none(), "a node that is not bound was asked for something");
     rightful.is_unharmed(&bench, &mark)
 }

@@ -365,8 +365,9 @@ fn a_removed_node_loses_its_connection_and_is_a_stranger_again() -> Result<()> {
         ensure!(agent.hello(&node.identity, Wants::Payload)? == HelloAnswer::Enrol, "it is still known");
         Ok(agent)
     })?;
-    refused_for(agent.enrol(&node.identity, None), "not_admitted")?;
-    bench.expect(&mark, node.node_id(), "registrar", "not_admitted")?;
+    let answer = agent.enrol(&node.identity, None)?;
+    refused_for(agent.activate(&node.tpm, &node.identity, &answer), "quarantined")?;
+    bench.expect(&mark, node.node_id(), "registrar", "quarantined")?;
     ensure!(agent.next_request(A_WHILE)?.is_none());
     Ok(())
 }

@@ -88,12 +88,12 @@ fn an_agent_that_comes_before_its_node_is_added_is_told_how_and_gets_in_once_it_
     let node_id = fleet.rig.node_id(&tpm)?;
     let config = settings(&fleet.rig, "early", &fleet.rig.gateway().to_string())?;
     let agent = fleet.rig.agent_with(&tpm, "early", &config, &[])?;
-    let told = agent.wait_for_line(SOON, |line| line.contains("not_admitted"))?;
-    ensure!(told.contains(&format!("trefoil node add NAME --id {node_id}")) && told.contains("--join"), "{told}");
+    let told = agent.wait_for_line(SOON, |line| line.contains("quarantined"))?;
+    ensure!(told.contains(&format!("trefoil node approve {node_id} --name NAME")), "{told}");
     let events = fleet.rig.all_events()?;
     ensure!(
-        events.iter().any(|event| event.kind == "not_admitted" && event.detail.contains(&node_id)),
-        "no not_admitted about {node_id}: {events:#?}"
+        events.iter().any(|event| event.kind == "quarantined" && event.detail.contains(&node_id)),
+        "no quarantined about {node_id}: {events:#?}"
     );
     ensure!(agent.payload()?.is_empty(), "a payload came");
     fleet.add("early", NodeAdd::id(node_id))?;
@@ -357,7 +357,7 @@ fn a_data_directory_that_fills_up_refuses_the_payload_clearly_and_loses_nothing(
         println!("skipped: a small file system takes root to mount");
         return Ok(());
     }
-    let fleet = Fleet::new(Options { store: Store::Sqlite, data_limit: Some(1 << 20), ..Options::default() })?;
+    let fleet = Fleet::new(Options { store: Store::Sqlite, data_limit: Some(5 << 18), ..Options::default() })?;
     let mut node = fleet.node("frugal")?;
     let before = fleet.rig.node("frugal")?;
     let unharmed = || -> Result<()> {
@@ -371,7 +371,7 @@ fn a_data_directory_that_fills_up_refuses_the_payload_clearly_and_loses_nothing(
     let big: Vec<u8> = (0..1_500_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let payload = fleet.rig.payload("too-big", &[("image.bin", &big)])?;
     let refused = fleet.rig.trefoil(&["node", "set", "frugal", "--payload", &payload.to_string_lossy()]);
-    let said = format!("{:#}", refused.err().context("a payload of 1.5 MB fitted into 1 MiB")?);
+    let said = format!("{:#}", refused.err().context("a payload of 1.5 MB fitted into 1.25 MiB")?);
     ensure!(said.contains("no room left") && said.contains("bytes are needed"), "not told what is wrong: {said}");
     unharmed()?;
 

@@ -31,8 +31,14 @@ pub const PCR_COUNT: usize = 24;
 pub const MAX_PCR_VALUES: usize = 48;
 /// New IMA entries carried inside evidence; the rest is pulled after the quote has verified.
 pub const MAX_INLINE_IMA_LEN: usize = 4 * 1024;
-/// A boot log: the largest public ones are under 80 KiB; kernels cap it at 64 KiB to 512 KiB.
-pub const MAX_BOOT_LOG_LEN: usize = 512 * 1024;
+/// A boot log: the largest public ones are under 80 KiB; firmware that keeps hundreds of revocations and a boot loader that
+/// measures each command can write several times as much.
+pub const MAX_BOOT_LOG_LEN: usize = 1024 * 1024;
+/// The kernel's command line, as the preimage of what measured it: x86 kernels take 2,048 bytes, others 4,096.
+pub const MAX_COMMAND_LINE_LEN: usize = 4096;
+/// What userspace measured after the boot log ended: systemd writes half a KiB a record, a handful a boot and one a
+/// unit or volume that asks for it.
+pub const MAX_USERSPACE_LOG_LEN: usize = 1024 * 1024;
 /// What is fetched of an IMA list for one verdict: half a million entries of 128 bytes.
 pub const MAX_IMA_LOG_LEN: usize = 64 * 1024 * 1024;
 /// One IMA entry: a template may carry a signature or a buffer, never more than a few pages.

@@ -13,6 +13,7 @@ pub mod credential;
 pub mod kdf;
 pub mod pcr;
 pub mod public;
+pub mod rsa;
 mod rsa_oaep;
 mod seed;
 pub mod session;

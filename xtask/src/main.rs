@@ -3,6 +3,8 @@
 //! The commands only put together what the crates and the harness in `hil-tests` offer; each installs what it lacks, or
 //! names it and stops.
 
+mod bench;
+mod corpus;
 mod demo;
 mod dist;
 mod hil;
@@ -30,6 +32,8 @@ enum Command {
     Test(test::Arguments),
     Hil(hil::Arguments),
     Dist(dist::Arguments),
+    Bench(bench::Arguments),
+    Corpus(corpus::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +42,8 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Hil(arguments) => hil::run(&arguments),
         Command::Dist(arguments) => dist::run(&arguments),
+        Command::Corpus(arguments) => corpus::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(code) => code,

@@ -93,9 +93,15 @@ fn full(report: &mut Report) {
     });
     let built = report.step("build", || hil::build_programs().map(|()| Counts::PASSED));
     if built {
+        report.step("the negative corpus", corpus);
         scenarios(report, esapi);
     }
     report.step("the static agent", || dist::check_agent().map(|()| Counts::PASSED));
+}
+
+fn corpus() -> Result<Counts> {
+    let dir = tools::target_dir().join("corpus");
+    crate::corpus::test(&dir)
 }
 
 fn scenarios(report: &mut Report, esapi: Option<std::path::PathBuf>) {

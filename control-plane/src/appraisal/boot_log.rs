@@ -7,6 +7,8 @@
 //!
 //! TCG PC Client Platform Firmware Profile Specification 1.06, "Event Logging".
 
+use std::{borrow::Cow, collections::BTreeMap};
+
 use protocol::{
     codec::{CodecError, Reader},
     limits,
@@ -20,8 +22,13 @@ use ring::digest;
 /// EV_NO_ACTION: logged, never extended.
 pub const EV_NO_ACTION: u32 = 0x0000_0003;
 
+/// EV_SEPARATOR: ends what firmware measures into a PCR.
+pub const EV_SEPARATOR: u32 = 0x0000_0004;
+
 /// TCG_EfiSpecIDEvent.signature of a crypto-agile log.
 const SPEC_ID_03: &[u8; 16] = b"Spec ID Event03\0";
+/// TCG_EfiSpecIDEventStruct.signature of a SHA-1-only log.
+const SPEC_ID_00: &[u8; 16] = b"Spec ID Event00\0";
 /// TCG_EfiStartupLocalityEvent.signature.
 const STARTUP_LOCALITY: &[u8; 16] = b"StartupLocality\0";
 /// Algorithms in a Spec ID event: as many banks as a TPM can have (TPM 2.0 Part 2, TPML_PCR_SELECTION of 16).
@@ -50,6 +57,72 @@ pub enum BootLogError {
     BadStartupLocality { event: usize },
 }
 
+/// An event type by its name in the specification; one that is unknown as `0x` and eight digits.
+///
+/// TCG PC Client Platform Firmware Profile 1.06, "Event Types".
+pub fn event_type_name(event_type: u32) -> Cow<'static, str> {
+    Cow::Borrowed(match event_type {
+        0x0000_0000 => "EV_PREBOOT_CERT",
+        0x0000_0001 => "EV_POST_CODE",
+        0x0000_0002 => "EV_UNUSED",
+        EV_NO_ACTION => "EV_NO_ACTION",
+        EV_SEPARATOR => "EV_SEPARATOR",
+        0x0000_0005 => "EV_ACTION",
+        0x0000_0006 => "EV_EVENT_TAG",
+        0x0000_0007 => "EV_S_CRTM_CONTENTS",
+        0x0000_0008 => "EV_S_CRTM_VERSION",
+        0x0000_0009 => "EV_CPU_MICROCODE",
+        0x0000_000a => "EV_PLATFORM_CONFIG_FLAGS",
+        0x0000_000b => "EV_TABLE_OF_DEVICES",
+        0x0000_000c => "EV_COMPACT_HASH",
+        0x0000_000d => "EV_IPL",
+        0x0000_000e => "EV_IPL_PARTITION_DATA",
+        0x0000_000f => "EV_NONHOST_CODE",
+        0x0000_0010 => "EV_NONHOST_CONFIG",
+        0x0000_0011 => "EV_NONHOST_INFO",
+        0x0000_0012 => "EV_OMIT_BOOT_DEVICE_EVENTS",
+        0x0000_0013 => "EV_POST_CODE2",
+        0x8000_0001 => "EV_EFI_VARIABLE_DRIVER_CONFIG",
+        0x8000_0002 => "EV_EFI_VARIABLE_BOOT",
+        0x8000_0003 => "EV_EFI_BOOT_SERVICES_APPLICATION",
+        0x8000_0004 => "EV_EFI_BOOT_SERVICES_DRIVER",
+        0x8000_0005 => "EV_EFI_RUNTIME_SERVICES_DRIVER",
+        0x8000_0006 => "EV_EFI_GPT_EVENT",
+        0x8000_0007 => "EV_EFI_ACTION",
+        0x8000_0008 => "EV_EFI_PLATFORM_FIRMWARE_BLOB",
+        0x8000_0009 => "EV_EFI_HANDOFF_TABLES",
+        0x8000_000a => "EV_EFI_PLATFORM_FIRMWARE_BLOB2",
+        0x8000_000b => "EV_EFI_HANDOFF_TABLES2",
+        0x8000_000c => "EV_EFI_VARIABLE_BOOT2",
+        0x8000_000d => "EV_EFI_GPT_EVENT2",
+        0x8000_0010 => "EV_EFI_HCRTM_EVENT",
+        0x8000_00e0 => "EV_EFI_VARIABLE_AUTHORITY",
+        0x8000_00e1 => "EV_EFI_SPDM_FIRMWARE_BLOB",
+        0x8000_00e2 => "EV_EFI_SPDM_FIRMWARE_CONFIG",
+        0x8000_00e3 => "EV_EFI_SPDM_DEVICE_POLICY",
+        0x8000_00e4 => "EV_EFI_SPDM_DEVICE_AUTHORITY",
+        other => return Cow::Owned(format!("{other:#010x}")),
+    })
+}
+
+/// What an [`EV_NO_ACTION`] event tells; like everything in it a claim.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NoAction<'a> {
+    /// TCG_EfiSpecIDEvent, of either version: what kind of log this is.
+    SpecId,
+    /// TCG_EfiStartupLocalityEvent: where TPM2_Startup came from.
+    StartupLocality(u8),
+    /// TCG_Sp800-155-PlatformId_Event, of any version: who vouches for the platform's firmware (NIST SP 800-155).
+    PlatformId {
+        /// Its version, from the signature.
+        version: u8,
+        /// What follows the signature.
+        body: &'a [u8],
+    },
+    /// None of these.
+    Other,
+}
+
 /// One event. Type and data are claims of whoever wrote the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
@@ -68,6 +141,27 @@ impl<'a> Event<'a> {
     /// Its digest for a bank, of the bank's length; the same banks for every event but the Spec ID event.
     pub fn digest(&self, bank: HashAlg) -> Option<&'a [u8]> {
         self.digests.iter().zip(HashAlg::ALL).find(|(_, alg)| *alg == bank).and_then(|(digest, _)| *digest)
+    }
+
+    /// Its type's name.
+    pub fn type_name(&self) -> Cow<'static, str> {
+        event_type_name(self.event_type)
+    }
+
+    /// What it tells, if it was not extended.
+    pub fn no_action(&self) -> Option<NoAction<'a>> {
+        if self.is_extended() {
+            return None;
+        }
+        let Some((signature, body)) = self.data.split_first_chunk::<16>() else { return Some(NoAction::Other) };
+        Some(match (signature, body) {
+            (SPEC_ID_03 | SPEC_ID_00, _) => NoAction::SpecId,
+            (STARTUP_LOCALITY, [locality]) => NoAction::StartupLocality(*locality),
+            (b"SP800-155 Event\0", _) => NoAction::PlatformId { version: 1, body },
+            (b"SP800-155 Event2", _) => NoAction::PlatformId { version: 2, body },
+            (b"SP800-155 Event3", _) => NoAction::PlatformId { version: 3, body },
+            _ => NoAction::Other,
+        })
     }
 
     /// Whether it was extended into its PCR.
@@ -91,12 +185,26 @@ impl<'a> BootLog<'a> {
     /// # Errors
     /// [`BootLogError`], naming the event. There is no partial result.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BootLogError> {
+        Self::parse_at(bytes).map_err(|(error, _)| error)
+    }
+
+    /// As [`parse`](Self::parse); an error comes with the offset, in bytes, of the event that it is about.
+    ///
+    /// # Errors
+    /// [`BootLogError`] and the offset: 0 for a log that is refused as a whole.
+    pub fn parse_at(bytes: &'a [u8]) -> Result<Self, (BootLogError, usize)> {
         if bytes.is_empty() {
-            return Err(BootLogError::Empty);
+            return Err((BootLogError::Empty, 0));
         }
         if bytes.len() > limits::MAX_BOOT_LOG_LEN {
-            return Err(BootLogError::TooLong);
+            return Err((BootLogError::TooLong, 0));
         }
+        let mut begin = 0;
+        Self::read(bytes, &mut begin).map_err(|error| (error, begin))
+    }
+
+    /// Reads the events; `begin` is where the one being read begins.
+    fn read(bytes: &'a [u8], begin: &mut usize) -> Result<Self, BootLogError> {
         let mut reader = Reader::new(bytes);
         let first = sha1_event(&mut reader, 0).map_err(|_| BootLogError::Truncated { event: 0 })?;
         let algorithms = match first.data.first_chunk::<16>() {
@@ -115,6 +223,7 @@ impl<'a> BootLog<'a> {
         let mut active = None;
         while reader.remaining() > 0 {
             let number = log.events.len();
+            *begin = bytes.len().saturating_sub(reader.remaining());
             let event = match &algorithms {
                 Some(algorithms) => {
                     let (event, present) = agile_event(&mut reader, number, algorithms)?;
@@ -185,6 +294,20 @@ impl<'a> BootLog<'a> {
         }
         Some(pcrs)
     }
+
+    /// What a bank's PCRs hold after the log, of those alone that an event of it extended; none for a bank without
+    /// digests.
+    pub fn replay_extended(&self, bank: HashAlg) -> BTreeMap<u8, Digest> {
+        let touched = self.extended_mask();
+        let values = self.replay(bank).into_iter().flatten();
+        (0..).zip(values).filter(|(index, _)| touched & (1 << index) != 0).collect()
+    }
+
+    /// Bits of the PCRs that its events extended.
+    pub fn extended_mask(&self) -> u32 {
+        let extended = self.events.iter().filter(|event| event.is_extended());
+        extended.fold(0, |mask, event| mask | 1u32.checked_shl(event.pcr).unwrap_or(0))
+    }
 }
 
 /// A boot log's replayed values: all that a verdict needs of it, in a few KiB.
@@ -210,9 +333,7 @@ impl ReplayedBootLog {
         let mut hash = [0; 32];
         hash.copy_from_slice(digest::digest(&digest::SHA256, log.bytes).as_ref());
         let banks = log.banks.iter().filter_map(|bank| Some((*bank, log.replay(*bank)?))).collect();
-        let extended = log.events.iter().filter(|event| event.is_extended());
-        let touched = extended.fold(0, |mask, event| mask | 1u32.checked_shl(event.pcr).unwrap_or(0));
-        Self { digest: hash, banks, touched, event_count: log.events.len() }
+        Self { digest: hash, banks, touched: log.extended_mask(), event_count: log.events.len() }
     }
 
     /// SHA-256 of the log's bytes.

@@ -8,6 +8,8 @@
 //! has neither that length around its data nor the one before its digest. (Linux, Documentation/security/IMA-templates
 //! and ima_measurements_show.)
 
+mod sha256;
+
 use protocol::{
     limits,
     tpm::alg::{Digest, HashAlg},
@@ -22,6 +24,9 @@ const MAX_TEMPLATE_NAME_LEN: usize = 255;
 const LEGACY_NAME_LEN: usize = 256;
 /// PCR, template hash and the length of the name: the part of an entry that always is there.
 const HEADER_LEN: usize = 28;
+
+/// The most entries that a replay shows at a time.
+pub const BATCH_LEN: usize = 16;
 
 /// Why an IMA list was refused. Entries are counted from 0, from the beginning of the list.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -135,8 +140,165 @@ impl<'a> ImaEntry<'a> {
     }
 }
 
+/// The form of a file's digest field.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum DigestForm {
+    /// `d-ng`: `sha256:`, a zero byte, and the digest.
+    Ng,
+    /// `d-ngv2`: the same after `ima:` or `verity:`.
+    NgV2,
+}
+
+/// What may follow digest and name; the rest is passed over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Tail {
+    Sig,
+    Buf,
+    Other,
+}
+
+/// An entry as rules judge it: what was measured, where, and what stands beside it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Measurement<'a> {
+    /// The digest's algorithm, `None` if it is none of ours.
+    pub alg: Option<HashAlg>,
+    /// Its name in the entry.
+    pub alg_name: &'a [u8],
+    /// The digest; of an algorithm of ours it has the right length.
+    pub digest: &'a [u8],
+    /// Whether the digest is of fs-verity's tree and not of the content.
+    pub is_verity: bool,
+    /// The path, or the name of what was measured; not empty, without zero bytes, in no particular encoding.
+    pub path: &'a [u8],
+    /// The signature attribute, if the template has one and it is not empty.
+    pub signature: Option<&'a [u8]>,
+    /// The buffer, if the template has one.
+    pub buffer: Option<&'a [u8]>,
+}
+
+/// Why an entry cannot be judged.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each message says it")]
+pub enum MeasurementError {
+    #[error("the template is neither known nor described by known fields, a digest and a name first")]
+    UnknownTemplate,
+    #[error("the template data is not of the template's form")]
+    Malformed,
+}
+
+impl<'a> ImaEntry<'a> {
+    /// Takes the entry apart, without allocating.
+    ///
+    /// Nothing proves the *name* of a template: only its data is hashed. So the digest has to be the first field and the
+    /// file's name the second, each of its form: a field that a file's owner fills cannot be made to stand for them.
+    ///
+    /// # Errors
+    /// [`MeasurementError`].
+    #[inline]
+    pub fn measurement(&self) -> Result<Measurement<'a>, MeasurementError> {
+        use Tail::{Buf, Other, Sig};
+        let form: (DigestForm, &[Tail]) = match self.template {
+            b"ima-ng" => (DigestForm::Ng, &[]),
+            b"ima-sig" => (DigestForm::Ng, &[Sig]),
+            b"ima-ngv2" => (DigestForm::NgV2, &[]),
+            b"ima-sigv2" => (DigestForm::NgV2, &[Sig]),
+            b"ima-buf" => (DigestForm::Ng, &[Buf]),
+            b"ima-modsig" => (DigestForm::Ng, &[Sig, Other, Other]),
+            b"ima" => {
+                let (digest, name) = legacy_fields(self.data).ok_or(MeasurementError::Malformed)?;
+                let alg = Some(HashAlg::Sha1);
+                return measured(alg, b"sha1", digest, false, name).ok_or(MeasurementError::Malformed);
+            }
+            template => return self.described(template),
+        };
+        self.of_form(form.0, form.1)
+    }
+
+    fn described(&self, template: &[u8]) -> Result<Measurement<'a>, MeasurementError> {
+        let fields = template_fields(template).ok_or(MeasurementError::UnknownTemplate)?;
+        let mut fields = fields.into_iter();
+        let form = match (fields.next(), fields.next()) {
+            (Some("d-ng"), Some("n-ng")) => DigestForm::Ng,
+            (Some("d-ngv2"), Some("n-ng")) => DigestForm::NgV2,
+            _ => return Err(MeasurementError::UnknownTemplate),
+        };
+        let mut tail = Vec::new();
+        for field in fields {
+            tail.push(match field {
+                "sig" if !tail.contains(&Tail::Sig) => Tail::Sig,
+                "buf" if !tail.contains(&Tail::Buf) => Tail::Buf,
+                "sig" | "buf" | "d-ng" | "d-ngv2" | "n-ng" => return Err(MeasurementError::UnknownTemplate),
+                _ => Tail::Other,
+            });
+        }
+        self.of_form(form, &tail)
+    }
+
+    #[inline]
+    fn of_form(&self, form: DigestForm, tail: &[Tail]) -> Result<Measurement<'a>, MeasurementError> {
+        let read = || {
+            let mut rest = self.data;
+            let (digest, name) = (take_sized(&mut rest)?, take_sized(&mut rest)?);
+            let end = digest.iter().position(|byte| *byte == 0)?;
+            let (prefix, digest) = (digest.get(..end)?.strip_suffix(b":")?, digest.get(end + 1..)?);
+            let (alg_name, is_verity) = match form {
+                DigestForm::Ng => (prefix, false),
+                DigestForm::NgV2 => match prefix.strip_prefix(b"ima:") {
+                    Some(name) => (name, false),
+                    None => (prefix.strip_prefix(b"verity:")?, true),
+                },
+            };
+            let mut measured = measured(alg_of(alg_name), alg_name, digest, is_verity, name)?;
+            for field in tail {
+                let value = take_sized(&mut rest)?;
+                match field {
+                    Tail::Sig => measured.signature = Some(value).filter(|value| !value.is_empty()),
+                    Tail::Buf => measured.buffer = Some(value),
+                    Tail::Other => {}
+                }
+            }
+            rest.is_empty().then_some(measured)
+        };
+        read().ok_or(MeasurementError::Malformed)
+    }
+}
+
+/// Digest and name, checked; the name still has its closing zero byte.
+#[inline]
+fn measured<'a>(
+    alg: Option<HashAlg>,
+    alg_name: &'a [u8],
+    digest: &'a [u8],
+    is_verity: bool,
+    name: &'a [u8],
+) -> Option<Measurement<'a>> {
+    let path = name.strip_suffix(&[0]).unwrap_or(name);
+    let fits = alg.is_none_or(|alg| alg.digest_len() == digest.len());
+    (fits && !path.is_empty() && !path.contains(&0)).then_some(Measurement {
+        alg,
+        alg_name,
+        digest,
+        is_verity,
+        path,
+        signature: None,
+        buffer: None,
+    })
+}
+
+#[inline]
+fn alg_of(name: &[u8]) -> Option<HashAlg> {
+    match name {
+        b"sha256" => Some(HashAlg::Sha256),
+        b"sha1" => Some(HashAlg::Sha1),
+        b"sha384" => Some(HashAlg::Sha384),
+        b"sha512" => Some(HashAlg::Sha512),
+        _ => None,
+    }
+}
+
 /// The fields of a template: of a name, or of a format written out.
-fn template_fields(template: &[u8]) -> Option<Vec<&'static str>> {
+pub(super) fn template_fields(template: &[u8]) -> Option<Vec<&'static str>> {
     const KNOWN: &[(&str, &str)] = &[
         ("ima-ng", "d-ng|n-ng"),
         ("ima-ngv2", "d-ngv2|n-ng"),
@@ -273,6 +435,14 @@ impl Bank {
             self.value = self.bank.digest(&[&self.value, ones]);
             return Ok(());
         }
+        if self.bank == HashAlg::Sha256
+            && entry.template != b"ima"
+            && let Some(value) = self.value.first_chunk::<32>()
+            && let Ok(extended) = Digest::new(&sha256::digest_of_two(value, &sha256::digest(entry.data)))
+        {
+            self.value = extended;
+            return Ok(());
+        }
         let hash = entry.hash(self.bank).ok_or(ImaError::Malformed { entry: entry.number })?;
         if self.bank == HashAlg::Sha1 && hash.as_bytes() != entry.template_hash {
             return Err(ImaError::WrongTemplateHash { entry: entry.number });
@@ -346,6 +516,15 @@ impl ImaReplay {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn push_with(&mut self, bytes: &[u8], mut seen: impl FnMut(&ImaEntry<'_>)) -> Result<(), ImaError> {
+        self.push_with_batches(bytes, |batch| batch.iter().for_each(&mut seen))
+    }
+
+    /// As [`push_with`](Self::push_with), with up to [`BATCH_LEN`] entries at a time: whoever looks them up somewhere can
+    /// wait for memory once.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push); entries before the error have been shown.
+    pub fn push_with_batches(&mut self, bytes: &[u8], mut seen: impl FnMut(&[ImaEntry<'_>])) -> Result<(), ImaError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
@@ -357,7 +536,7 @@ impl ImaReplay {
         result
     }
 
-    fn take(&mut self, bytes: &[u8], seen: &mut impl FnMut(&ImaEntry<'_>)) -> Result<(), ImaError> {
+    fn take(&mut self, bytes: &[u8], seen: &mut impl FnMut(&[ImaEntry<'_>])) -> Result<(), ImaError> {
         self.taken = self.taken.saturating_add(bytes.len());
         if self.taken > limits::MAX_IMA_LOG_LEN {
             return Err(ImaError::TooLong);
@@ -376,22 +555,55 @@ impl ImaReplay {
     }
 
     /// Replays whole entries and returns what is left; nothing is left once the target is reached.
-    fn replay<'b>(&mut self, mut bytes: &'b [u8], seen: &mut impl FnMut(&ImaEntry<'_>)) -> Result<&'b [u8], ImaError> {
-        while !self.is_matched() {
-            let Some((entry, len)) = parse_entry(bytes, self.entries)? else { return Ok(bytes) };
-            if entry.pcr == u32::from(IMA_PCR) {
-                for bank in &mut self.banks {
-                    bank.extend(&entry)?;
+    fn replay<'b>(
+        &mut self,
+        mut bytes: &'b [u8],
+        seen: &mut impl FnMut(&[ImaEntry<'_>]),
+    ) -> Result<&'b [u8], ImaError> {
+        const NONE: ImaEntry<'_> = ImaEntry { number: 0, pcr: 0, template_hash: &[0; 20], template: &[], data: &[] };
+        let mut batch = [NONE; BATCH_LEN];
+        loop {
+            let mut count = 0;
+            let mut end = None;
+            for place in &mut batch {
+                match self.step(bytes) {
+                    Ok(Some((entry, len))) => {
+                        *place = entry;
+                        count += 1;
+                        bytes = bytes.get(len..).unwrap_or_default();
+                    }
+                    ended => {
+                        end = Some(ended.map(|_| ()));
+                        break;
+                    }
                 }
-                self.violations += u64::from(entry.is_violation());
-            } else {
-                self.other_pcr += 1;
             }
-            seen(&entry);
-            self.entries = self.entries.saturating_add(1);
-            bytes = bytes.get(len..).unwrap_or_default();
+            if let Some(entries) = batch.get(..count).filter(|entries| !entries.is_empty()) {
+                seen(entries);
+            }
+            if let Some(end) = end {
+                return end.map(|()| if self.is_matched() { &[][..] } else { bytes });
+            }
         }
-        Ok(&[])
+    }
+
+    /// Replays one entry and returns it with its length; `None` if the target is reached, or the entry is not complete.
+    #[inline]
+    fn step<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<(ImaEntry<'b>, usize)>, ImaError> {
+        if self.is_matched() {
+            return Ok(None);
+        }
+        let Some((entry, len)) = parse_entry(bytes, self.entries)? else { return Ok(None) };
+        if entry.pcr == u32::from(IMA_PCR) {
+            for bank in &mut self.banks {
+                bank.extend(&entry)?;
+            }
+            self.violations += u64::from(entry.is_violation());
+        } else {
+            self.other_pcr += 1;
+        }
+        self.entries = self.entries.saturating_add(1);
+        Ok(Some((entry, len)))
     }
 
     /// Ends the replay.

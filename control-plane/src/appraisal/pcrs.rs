@@ -17,7 +17,7 @@ pub fn selection_to_wire(selection: &PcrSelectionList) -> Selection {
 }
 
 /// PCR values that hash to a verified quote's digest: every selected PCR, and no other. Only
-/// [`complete`](Self::complete) makes them.
+/// [`complete`](Self::complete) and [`of_values`](Self::of_values) make them.
 #[derive(Clone, Debug)]
 pub struct QuotedPcrs {
     values: PcrValues,
@@ -67,6 +67,17 @@ impl QuotedPcrs {
             return Err(QuoteError::WrongPcrDigest);
         }
         Ok(Self { values, quote: quote.clone() })
+    }
+
+    /// Checks a whole set of values against the quote.
+    ///
+    /// # Errors
+    /// [`PcrError`] for a missing value, one that was not quoted, or a bank quoted twice; `Ok(None)` if they hash to
+    /// another digest.
+    pub fn of_values(quote: &VerifiedQuote, values: &PcrValues) -> Result<Option<Self>, PcrError> {
+        let attest = quote.attest();
+        let digest = digest_over(&attest.pcr_select, values, quote.pcr_hash())?;
+        Ok((digest == attest.pcr_digest).then(|| Self { values: values.clone(), quote: quote.clone() }))
     }
 
     /// The value of a PCR; `None` if it was not quoted.

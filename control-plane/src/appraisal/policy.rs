@@ -1,5 +1,5 @@
-//! Policies: what a good node looks like. TOML for what people write, JSON for long lists; parsed once, shared by all
-//! nodes that use it. Judging by one is [`verdict`](super::verdict)'s.
+//! Policies: what a good node looks like. TOML for what people write, JSON for long lists, in a DSSE envelope if signed;
+//! parsed once, shared by all nodes that use it. docs/policy.md is the reference of the format.
 //!
 //! ```toml
 //! version = 1
@@ -9,12 +9,24 @@
 //! 7 = ["65ca…"]                    # any of the values is good
 //! [release]
 //! phase_pcr = 13                   # or: uncapped = true
+//! [boot]                           # rules on the boot log's events
+//! [ima]                            # rules on the IMA list's entries
 //! ```
+//!
+//! Here: the frame, PCR values and release. Sections of their own: [`boot`], [`ima`]. Signatures: [`dsse`]. Making
+//! policies: [`mod@learn`], [`keylime`], [`write`]; comparing them: [`mod@diff`]. Judging by one is
+//! [`verdict`](super::verdict)'s, [`boot_rules`](super::boot_rules)' and [`ima_rules`](super::ima_rules)'.
 
 pub mod boot;
+pub mod diff;
+pub mod digests;
+pub mod dsse;
 pub mod ima;
+pub mod keylime;
+pub mod learn;
+pub mod write;
 
-use std::{collections::BTreeMap, fmt, fmt::Write as _, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use protocol::{
     limits,
@@ -29,15 +41,20 @@ use serde::{
     de::{Error as _, MapAccess, Visitor},
 };
 
-use self::{boot::BootRules, ima::ImaRules};
+use self::{boot::BootRules, dsse::P256Key, ima::ImaRules};
 use super::{FIRMWARE_PCRS, IMA_PCR};
 
-/// A policy's bytes as uploaded: room for thousands of reference values.
-pub const MAX_POLICY_LEN: usize = 1024 * 1024;
+/// A policy's bytes as uploaded: room for the files of a large system, some 200,000 digests.
+pub const MAX_POLICY_LEN: usize = 32 * 1024 * 1024;
+/// Characters of a parser's complaint that are shown.
+const MAX_SYNTAX_LEN: usize = 1024;
 /// A policy's own name, in characters.
 pub const MAX_NAME_LEN: usize = 63;
 /// PCRs that may cap a release: those that neither firmware nor DRTM owns. PCR 10 is IMA's.
 pub const PHASE_PCRS: std::ops::RangeInclusive<u8> = 8..=15;
+
+/// What a signed policy's envelope says that it holds.
+pub const PAYLOAD_TYPE: &str = "application/vnd.trefoil.policy";
 
 /// PCRs that any local process can reset: 16 (debug) and 23 (application).
 const RESETTABLE: [u8; 2] = [16, 23];
@@ -81,10 +98,55 @@ pub enum PolicyError {
     BothReleaseRules,
     #[error("`{place}` is the phase PCR: its values follow from the node's pins and cannot be listed")]
     PhasePcrListed { place: String },
-    #[error("the policy names no PCR, so it would judge nothing")]
+    #[error("`{place}`: {problem}")]
+    Rule { place: String, problem: String },
+    #[error("the policy has no `[pcrs]`, `[boot]`, `[ima]` or `release.phase_pcr`, so it would judge nothing")]
     JudgesNothing,
     #[error("the policy needs {0} PCRs quoted, more than the {max} that one evidence can carry", max = limits::MAX_PCR_VALUES)]
     TooManyPcrs(usize),
+    #[error("the policy is not signed, and only signed policies are used here (trefoil policy sign)")]
+    Unsigned,
+    #[error("the policy's signature does not hold: {0}")]
+    Signature(dsse::DsseError),
+}
+
+impl PolicyError {
+    /// The short name that stands in refusals and in a node's history.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unsigned => "policy_unsigned",
+            Self::Signature(_) => "policy_signature_bad",
+            _ => "policy_invalid",
+        }
+    }
+}
+
+/// Whose policies are used.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum PolicyTrust {
+    /// Anybody's, signed or not; a signature is not looked at then, and [`Policy::signer`] says so.
+    #[default]
+    Any,
+    /// Only those in a DSSE envelope with a signature by one of these keys.
+    Signed(Vec<P256Key>),
+}
+
+impl PolicyTrust {
+    /// Signed policies only if there are keys.
+    pub fn from_keys(keys: Vec<P256Key>) -> Self {
+        if keys.is_empty() { Self::Any } else { Self::Signed(keys) }
+    }
+}
+
+/// Who stands behind a policy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Signer {
+    /// Nobody: its text is not in an envelope.
+    None,
+    /// It has a signature that nobody looked at: no key says whose it should be.
+    Unchecked,
+    /// This trusted key.
+    Key(P256Key),
 }
 
 /// A named exception; every verdict under the policy repeats it.
@@ -121,22 +183,26 @@ pub enum ReleaseRule {
     Uncapped,
 }
 
-/// A parsed policy.
+/// A parsed policy; a clone shares what it holds.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Policy {
+pub struct Policy(Arc<Inner>);
+
+#[derive(Debug, Eq, PartialEq)]
+struct Inner {
     id: [u8; 32],
+    signer: Signer,
     name: String,
     pcrs: BTreeMap<(HashAlg, u8), Vec<Digest>>,
     release: Option<ReleaseRule>,
     accept: Vec<Exception>,
     boot: Option<BootRules>,
-    ima: Option<Arc<ImaRules>>,
+    ima: Option<ImaRules>,
     selection: PcrSelectionList,
     selection_with_ima: PcrSelectionList,
 }
 
 impl Policy {
-    /// Parses TOML, or JSON if the first character that is no space is `{`.
+    /// Parses TOML, or JSON if the first character that is no space is `{`; in a DSSE envelope or not, whoever signed it.
     ///
     /// Unknown and doubled fields are errors, and so is everything that cannot mean anything: a policy that parses can
     /// be judged by.
@@ -144,21 +210,35 @@ impl Policy {
     /// # Errors
     /// [`PolicyError`], naming the place.
     pub fn parse(bytes: &[u8]) -> Result<Self, PolicyError> {
+        Self::open(bytes, &PolicyTrust::Any)
+    }
+
+    /// Parses a policy that `trust` allows to be used. Its id is the digest of `bytes`, the envelope if there is one.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse); [`PolicyError::Unsigned`] and [`PolicyError::Signature`] if `trust` wants a signature.
+    pub fn open(bytes: &[u8], trust: &PolicyTrust) -> Result<Self, PolicyError> {
         if bytes.len() > MAX_POLICY_LEN {
             return Err(PolicyError::TooLong);
         }
-        let text = std::str::from_utf8(bytes).map_err(|_| PolicyError::NotText)?;
-        let raw: RawPolicy = if text.trim_start().starts_with('{') {
-            serde_json::from_str(text).map_err(|error| PolicyError::Syntax(error.to_string()))?
-        } else {
-            toml::from_str(text).map_err(|error| PolicyError::Syntax(error.to_string().trim_end().to_owned()))?
+        let (payload, signer) = match (dsse::is_envelope(bytes), trust) {
+            (false, PolicyTrust::Any) => (None, Signer::None),
+            (false, PolicyTrust::Signed(_)) => return Err(PolicyError::Unsigned),
+            (true, PolicyTrust::Any) => {
+                let payload = dsse::open_unverified(bytes, PAYLOAD_TYPE).map_err(PolicyError::Signature)?;
+                (Some(payload), Signer::Unchecked)
+            }
+            (true, PolicyTrust::Signed(keys)) => {
+                let (payload, key) = dsse::open_by(bytes, PAYLOAD_TYPE, keys).map_err(PolicyError::Signature)?;
+                (Some(payload), Signer::Key(key))
+            }
         };
         let mut id = [0; 32];
         id.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-        Self::from_raw(raw, id)
+        Self::from_raw(read_raw(payload.as_deref().unwrap_or(bytes))?, id, signer)
     }
 
-    fn from_raw(raw: RawPolicy, id: [u8; 32]) -> Result<Self, PolicyError> {
+    fn from_raw(raw: RawPolicy, id: [u8; 32], signer: Signer) -> Result<Self, PolicyError> {
         if raw.version != 1 {
             return Err(PolicyError::Version(raw.version));
         }
@@ -169,29 +249,45 @@ impl Policy {
         let release = raw.release.map_or(Ok(None), parse_release)?;
         let pcrs = parse_pcrs(raw.pcrs, &accept, release)?;
         let boot = raw.boot.map(BootRules::from_raw).transpose()?;
-        let ima = raw.ima.map(ImaRules::from_raw).transpose()?.map(Arc::new);
+        let ima = raw.ima.map(ImaRules::from_raw).transpose()?;
         let has_rules = boot.is_some() || ima.is_some();
         if pcrs.is_empty() && !has_rules && !matches!(release, Some(ReleaseRule::PhasePcr(_))) {
             return Err(PolicyError::JudgesNothing);
         }
         let boot_mask = boot.as_ref().map_or(0, BootRules::pcr_mask);
+        if let Some(ReleaseRule::PhasePcr(index)) = release
+            && boot_mask & (1 << index) != 0
+        {
+            let problem = format!(
+                "its rules are about PCR {index}, the phase PCR, whose value follows from the node's pins (a rule on the \
+                 command line is about PCR 8, 9 and 12)"
+            );
+            return Err(PolicyError::Rule { place: "boot".into(), problem });
+        }
         let selection = |has_ima| select(&pcrs, release, &accept, boot_mask, has_ima);
         let (selection, selection_with_ima) = (selection(false), selection(true));
         let count = selection_with_ima.count();
         if count > limits::MAX_PCR_VALUES {
             return Err(PolicyError::TooManyPcrs(count));
         }
-        Ok(Self { id, name: raw.name, pcrs, release, accept, boot, ima, selection, selection_with_ima })
+        let inner =
+            Inner { id, signer, name: raw.name, pcrs, release, accept, boot, ima, selection, selection_with_ima };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Its content address: SHA-256 of the bytes as uploaded.
-    pub const fn id(&self) -> [u8; 32] {
-        self.id
+    pub fn id(&self) -> [u8; 32] {
+        self.0.id
+    }
+
+    /// Whose signature it has.
+    pub fn signer(&self) -> Signer {
+        self.0.signer
     }
 
     /// Its own name; not unique.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     /// What to ask of a node: the named PCRs; the phase PCR and, if the node has an IMA list, PCR 10, in every named
@@ -201,106 +297,42 @@ impl Policy {
     /// whether firmware measured into a bank at all can only be seen on one, and into a bank that it leaves alone
     /// anybody may measure anything.
     pub fn selection(&self, has_ima: bool) -> &PcrSelectionList {
-        if has_ima { &self.selection_with_ima } else { &self.selection }
+        if has_ima { &self.0.selection_with_ima } else { &self.0.selection }
     }
 
     /// The named PCRs and their good values, ascending by bank, then index.
     pub fn pcrs(&self) -> impl Iterator<Item = (HashAlg, u8, &[Digest])> {
-        self.pcrs.iter().map(|((bank, index), values)| (*bank, *index, values.as_slice()))
+        self.0.pcrs.iter().map(|((bank, index), values)| (*bank, *index, values.as_slice()))
     }
 
     /// The banks it judges in, ascending.
     pub fn banks(&self) -> impl Iterator<Item = HashAlg> {
-        self.selection.iter().map(|selection| selection.bank)
+        self.0.selection.iter().map(|selection| selection.bank)
     }
 
     /// Under what a share may leave; without a rule none does.
-    pub const fn release(&self) -> Option<ReleaseRule> {
-        self.release
+    pub fn release(&self) -> Option<ReleaseRule> {
+        self.0.release
     }
 
     /// Its rules on the boot log's events.
-    pub const fn boot(&self) -> Option<&BootRules> {
-        self.boot.as_ref()
+    pub fn boot(&self) -> Option<&BootRules> {
+        self.0.boot.as_ref()
     }
 
     /// Its rules on the IMA list's entries.
     pub fn ima(&self) -> Option<&ImaRules> {
-        self.ima.as_deref()
+        self.0.ima.as_ref()
     }
 
     /// Whether it makes this exception.
     pub fn accepts(&self, exception: Exception) -> bool {
-        self.accept.contains(&exception)
+        self.0.accept.contains(&exception)
     }
 
     /// The exceptions it makes, ascending.
     pub fn accepted(&self) -> impl Iterator<Item = Exception> {
-        self.accept.iter().copied()
-    }
-
-    /// Writes a policy that the node these values came from fulfils, as TOML for a person to read and narrow.
-    ///
-    /// `pcrs` are (TPM_ALG_ID, index, digest). Left out: the phase PCR (its value follows from the pins), PCR 10 (it
-    /// changes with every file), 16 and 23 (anybody can reset them), banks of unknown algorithms. Exceptions are
-    /// written only where the values could not be judged without.
-    pub fn learn(pcrs: &[(u16, u8, Vec<u8>)], name: &str, phase_pcr: Option<u8>) -> String {
-        let mut banks: BTreeMap<HashAlg, BTreeMap<u8, &[u8]>> = BTreeMap::new();
-        let mut with_firmware = Vec::new();
-        for (bank, index, value) in pcrs {
-            let Some(bank) = HashAlg::from_id(*bank).filter(|bank| bank.digest_len() == value.len()) else { continue };
-            if FIRMWARE_PCRS.contains(index) && value.iter().any(|byte| *byte != 0) {
-                with_firmware.push(bank);
-            }
-            let left_out = *index > 23 || RESETTABLE.contains(index) || *index == IMA_PCR || Some(*index) == phase_pcr;
-            if !left_out {
-                banks.entry(bank).or_default().insert(*index, value);
-            }
-        }
-        let mut text = String::from(
-            "# Learned from one node: it says what that node looked like, not that this was good.\n\
-             # Delete PCRs that differ between good nodes, or add their other values to the lists.\n\
-             version = 1\n",
-        );
-        // Writing to a String does not fail.
-        let _ = writeln!(text, "name = {}", toml::Value::String(name.to_owned()));
-        let no_firmware = banks.keys().any(|bank| !with_firmware.contains(bank)) || banks.is_empty();
-        let mut accept = Vec::new();
-        if no_firmware {
-            text.push_str(
-                "\n# No firmware measured anything on this node (a software TPM by itself). Every verdict repeats it.\n",
-            );
-            accept.push("\"no-firmware-measurements\"");
-        }
-        if banks.contains_key(&HashAlg::Sha1) {
-            text.push_str("\n# SHA-1 collides; prefer a node with a SHA-256 bank. Every verdict repeats it.\n");
-            accept.push("\"sha1\"");
-        }
-        if !accept.is_empty() {
-            let _ = writeln!(text, "accept = [{}]", accept.join(", "));
-        }
-        for (bank, values) in &banks {
-            let _ = writeln!(text, "\n[pcrs.{bank}]");
-            for (index, value) in values {
-                let _ = writeln!(text, "# {}", pcr_meaning(*index));
-                let _ = writeln!(text, "{index} = [\"{}\"]", hex::encode(value));
-            }
-        }
-        match phase_pcr {
-            Some(index) => {
-                let _ = writeln!(
-                    text,
-                    "\n# Shares leave once a boot: PCR {index} has to hold the agent's pins and nothing else.\n\
-                     [release]\nphase_pcr = {index}"
-                );
-            }
-            None => text.push_str(
-                "\n# No share leaves under this policy. Name the agent's phase PCR to change that, or allow any number\n\
-                 # of shares a boot, also to other software of the node, with `uncapped = true`.\n\
-                 # [release]\n# phase_pcr = 13\n",
-            ),
-        }
-        text
+        self.0.accept.iter().copied()
     }
 }
 
@@ -310,27 +342,18 @@ pub fn unjudged_selection(has_ima: bool) -> PcrSelectionList {
     PcrSelectionList::single(HashAlg::Sha256, mask).unwrap_or_default()
 }
 
-/// What is measured into a PCR (TCG PC Client Platform Firmware Profile, "PCR Usage"; above 7 the UAPI group's list).
-const fn pcr_meaning(index: u8) -> &'static str {
-    match index {
-        0 => "firmware code",
-        1 => "firmware configuration",
-        2 => "option ROM code",
-        3 => "option ROM configuration",
-        4 => "boot loader code",
-        5 => "boot loader configuration and partition table",
-        6 => "manufacturer's own",
-        7 => "Secure Boot state, keys and the certificates used",
-        8 => "boot loader's commands and kernel command line (GRUB)",
-        9 => "files read by the boot loader; initrd",
-        11 => "unified kernel image and boot phases (systemd)",
-        12 => "overridden command line, credentials (systemd)",
-        13 => "system extensions (systemd)",
-        14 => "shim's certificates and hashes (MOK)",
-        15 => "machine id and volume keys (systemd)",
-        17..=22 => "dynamic launch",
-        _ => "free",
+fn read_raw(bytes: &[u8]) -> Result<RawPolicy, PolicyError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| PolicyError::NotText)?;
+    if text.trim_start().starts_with('{') {
+        serde_json::from_str(text).map_err(|error| syntax(&error.to_string()))
+    } else {
+        toml::from_str(text).map_err(|error| syntax(&error.to_string()))
     }
+}
+
+/// The parser's words, cut: it shows the whole line, and a policy may be one line.
+fn syntax(words: &str) -> PolicyError {
+    PolicyError::Syntax(words.trim_end().chars().take(MAX_SYNTAX_LEN).collect())
 }
 
 /// The shape of the text; what it means is checked afterwards.

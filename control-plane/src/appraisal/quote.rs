@@ -1,6 +1,7 @@
 //! The quote: its signature and what it is bound to. Says nothing of whether the node is good.
 //!
-//! ring verifies, over the bytes as they came; [`protocol::tpm`] parses.
+//! ring verifies, over the bytes as they came; [`protocol::tpm`] parses. Our own nodes' AKs are of the exact template
+//! ([`AkPublic`]); quotes of anybody's keys are verified too, with less promised ([`VerifiedQuote::verify_foreign`]).
 
 use protocol::{
     codec::CodecError,
@@ -14,6 +15,8 @@ use protocol::{
     },
 };
 use ring::{digest, signature};
+
+use super::signature::{AttestationKey, FormError, TpmSignature, VerifyError};
 
 /// Why an AK or a quote was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -155,7 +158,47 @@ fn rsa_public_key_der(modulus: &[u8]) -> Vec<u8> {
     der
 }
 
-/// A quote whose signature, signer, binding and PCR selection were checked. Only [`verify`](Self::verify) makes one.
+/// Why a quote of a key that need not be ours was refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each message says it")]
+pub enum ForeignQuoteError {
+    #[error("malformed signature, at byte {1}")]
+    MalformedSignature(#[source] FormError, usize),
+    #[error("the signature is not good")]
+    Signature(#[from] VerifyError),
+    #[error("what was signed is no quote, at byte {1}")]
+    NotAQuote(#[source] AttestError, usize),
+    #[error("the quote is bound to other qualifying data")]
+    WrongBinding,
+}
+
+impl ForeignQuoteError {
+    /// Its short name.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::MalformedSignature(error, _) => error.code(),
+            Self::Signature(error) => error.code(),
+            Self::NotAQuote(error, _) => attest_code(error),
+            Self::WrongBinding => "wrong_binding",
+        }
+    }
+}
+
+/// The short name of what is wrong with a TPMS_ATTEST.
+pub const fn attest_code(error: &AttestError) -> &'static str {
+    match error {
+        AttestError::NotMadeByTpm(_) => "wrong_magic",
+        AttestError::NotAQuote(_) => "not_a_quote",
+        AttestError::Malformed(CodecError::Truncated) => "quote_truncated",
+        AttestError::Malformed(CodecError::TrailingBytes) => "quote_trailing_bytes",
+        AttestError::Malformed(CodecError::TooLong) => "quote_too_long",
+        _ => "quote_malformed",
+    }
+}
+
+/// A quote whose signature, signer, binding and PCR selection were checked, by [`verify`](Self::verify); or, by
+/// [`verify_foreign`](Self::verify_foreign), signature and binding only. Nothing else makes one.
 #[derive(Clone, Debug)]
 pub struct VerifiedQuote {
     attest: TpmsAttest,
@@ -193,6 +236,33 @@ impl VerifiedQuote {
         let mut hash = [0; 32];
         hash.copy_from_slice(digest::digest(&digest::SHA256, attested).as_ref());
         Ok(Self { attest, digest: hash, pcr_hash: ak.kind.signature_hash() })
+    }
+
+    /// Checks the signature over `attested` as received, by any key and scheme; that it parses, is a TPM's and a quote;
+    /// and its qualifying data, if that is known. What only our own nodes have to meet (template, qualified signer,
+    /// selection) is left to the caller, who has the public area or not. SHA-1 signatures count with `allow_sha1`.
+    ///
+    /// A quote's magic says that a TPM made it only if the key is restricted.
+    ///
+    /// # Errors
+    /// [`ForeignQuoteError`], by the first check that failed.
+    pub fn verify_foreign(
+        key: &AttestationKey,
+        attested: &[u8],
+        signature: &[u8],
+        qualifying_data: Option<&[u8]>,
+        allow_sha1: bool,
+    ) -> Result<Self, ForeignQuoteError> {
+        let signature =
+            TpmSignature::decode(signature).map_err(|(error, at)| ForeignQuoteError::MalformedSignature(error, at))?;
+        key.verify(attested, &signature, allow_sha1)?;
+        let attest = TpmsAttest::decode_at(attested).map_err(|(error, at)| ForeignQuoteError::NotAQuote(error, at))?;
+        if qualifying_data.is_some_and(|expected| attest.extra_data.as_slice() != expected) {
+            return Err(ForeignQuoteError::WrongBinding);
+        }
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest::digest(&digest::SHA256, attested).as_ref());
+        Ok(Self { attest, digest: hash, pcr_hash: signature.hash() })
     }
 
     /// What the TPM signed.

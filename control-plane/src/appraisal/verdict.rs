@@ -17,12 +17,12 @@ use super::{
     FIRMWARE_PCRS, IMA_PCR,
     boot_log::{BootLog, BootLogError, ReplayedBootLog, is_boot_time_pcr},
     boot_rules::{self, BootInput},
-    continuity::{Discontinuity, Epoch, continuity},
+    continuity::{Discontinuity, Epoch, boot_notes, continuity},
     finding::{Check, Finding, Place, Report},
     ima_log::{ImaError, ReplayedIma},
     ima_rules::{ImaJudgement, boot_aggregates},
     pcrs::QuotedPcrs,
-    policy::{Exception, Policy, ReleaseRule, boot::BootRules},
+    policy::{Exception, Policy, ReleaseRule, Signer, boot::BootRules},
     userspace_log::{UserspaceLog, UserspaceLogError},
 };
 use crate::store::{Checkpoint, Outcome, verifier::Pins};
@@ -73,6 +73,12 @@ impl<'a> ReadBootLog<'a> {
             Some(Ok(userspace)) => userspace.replay(bank, index, value),
             _ => Some(value),
         }
+    }
+
+    /// Whether a PCR holds `target` after the log and some of what userspace measured: its log was read after the quote.
+    fn reaches(&self, bank: HashAlg, index: u8, target: &Digest) -> bool {
+        let Some(Ok(userspace)) = &self.userspace else { return false };
+        self.replayed.value(bank, index).is_some_and(|value| userspace.reaches(bank, index, *value, target))
     }
 
     fn touches(&self, index: u8) -> bool {
@@ -411,6 +417,7 @@ pub fn appraise(input: &Input<'_>) -> Verdict {
         Ok(_) => Outcome::Failed,
         Err(discontinuity) => judge.discontinuity(discontinuity),
     };
+    boot_notes(input.previous, input.pcrs).into_iter().for_each(|note| judge.report.checked(note));
     let boot_log = judge.boot_log(epoch.ok());
     let ima = judge.ima(epoch.ok());
     let phase = input.policy.map(|policy| judge.policy(policy));
@@ -508,18 +515,9 @@ impl<'a> Judge<'_, 'a> {
     }
 
     fn discontinuity(&mut self, discontinuity: Discontinuity) -> Outcome {
-        match discontinuity {
-            Discontinuity::RolledBack { what, was, is } => {
-                self.find(Check::Continuity, "rolled_back", what, format!("at least {was}"), is.to_string());
-                Outcome::RolledBack
-            }
-            Discontinuity::FirmwareChanged { was, is } => {
-                let hex = |version| format!("0x{version:016x}");
-                let what = "TPM firmware within one boot";
-                self.find(Check::Continuity, "firmware_changed", what, hex(was), hex(is));
-                Outcome::Failed
-            }
-        }
+        let (what, expected, found) = discontinuity.parts();
+        self.find(Check::Continuity, discontinuity.code(), what, expected, found);
+        if discontinuity.is_rollback() { Outcome::RolledBack } else { Outcome::Failed }
     }
 
     /// Compares the boot log with the quoted PCRs and judges its events; returns its digest if it accounts for all PCRs
@@ -588,7 +586,7 @@ impl<'a> Judge<'_, 'a> {
         for (bank, index, value) in pcrs.iter() {
             // A bank without digests in the log is named once below.
             let Some(replayed) = boot.value(bank, index) else { continue };
-            if replayed == *value {
+            if replayed == *value || boot.reaches(bank, index, value) {
                 continue;
             }
             match log_accounts(self.input.policy, index) {
@@ -730,6 +728,11 @@ impl<'a> Judge<'_, 'a> {
 
     /// Judges by the policy; `None` if the phase PCR is not as it has to be, which then is a finding.
     fn policy(&mut self, policy: &Policy) -> Option<PhaseState> {
+        match policy.signer() {
+            Signer::None => {}
+            Signer::Unchecked => self.report.not_checked("the policy's signature: no key says whose it should be"),
+            Signer::Key(key) => self.report.checked(format!("the policy is signed by the key {}", key.id())),
+        }
         let pcrs = self.input.pcrs;
         for (bank, index, good) in policy.pcrs() {
             let place = Place::pcr(bank, index);

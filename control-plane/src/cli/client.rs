@@ -8,6 +8,7 @@ use anyhow::{Context as _, anyhow};
 use control_plane::error::Problem;
 use control_plane::files;
 use control_plane::token::ApiToken;
+use protocol::limits::{MAX_BOOT_LOG_LEN, MAX_IMA_LOG_LEN};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::{Method, Request, Response, StatusCode};
@@ -17,8 +18,8 @@ use zeroize::Zeroizing;
 
 /// How long one request may take; the server gives up before.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes of the longest answer: a page of five hundred nodes.
-const MAX_ANSWER_LEN: u64 = 16 * 1024 * 1024;
+/// Bytes of the longest answer: a node's evidence with the longest IMA list, in base64.
+const MAX_ANSWER_LEN: u64 = (MAX_IMA_LOG_LEN as u64 + MAX_BOOT_LOG_LEN as u64) / 3 * 4 + 4 * 1024 * 1024;
 
 /// The API refused what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -88,6 +89,12 @@ impl Client {
     pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
         let body = serde_json::to_vec(body)?;
         self.json(self.send(Method::POST, path, Some(("application/json", &body)))?)
+    }
+
+    /// POST with a JSON body; nothing comes back.
+    pub(crate) fn post_quietly(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
+        let body = serde_json::to_vec(body)?;
+        self.send(Method::POST, path, Some(("application/json", &body))).map(drop)
     }
 
     /// POST with nothing to say.

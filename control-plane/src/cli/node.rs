@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use control_plane::http::model::{
     Event, Events, Hardware, NewJoin, NewNode, Node, NodeChange, Nodes, TrustName, phase_name,
 };
+use control_plane::http::quarantine::{Approval, QuarantineList, Rejection};
 use control_plane::operator::Operator;
 use control_plane::{files, pki};
 use protocol::crypto::JoinToken;
@@ -36,6 +37,9 @@ pub(crate) enum Command {
     Add(Box<Add>),
     /// List nodes
     List {
+        /// Those that nobody has admitted, and that wait for approval
+        #[arg(long)]
+        quarantined: bool,
         /// Ask again every second
         #[arg(long)]
         watch: bool,
@@ -52,15 +56,22 @@ pub(crate) enum Command {
     /// Change a node's policy, payload or interval
     #[command(after_help = "Examples:\n  \
         trefoil node set edge-1 --policy policy.toml\n  \
+        trefoil node set edge-1 --policy tenants.toml --verifier-policy verifiers.toml\n  \
         trefoil node set edge-1 --interval 30s\n  \
         trefoil node set edge-1 --payload ./payload --issue-cert")]
-    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args(["policy", "interval", "payload", "issue_cert"]))]
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args(["policy", "verifier_policy", "one_policy", "interval", "payload", "issue_cert"]))]
     Set {
         /// Name, node id, or unambiguous prefix of it
         node: String,
         /// Another policy: a file, or a policy's id or name
         #[arg(long, value_name = "FILE|ID|NAME")]
         policy: Option<String>,
+        /// Another policy for the verifier alone: a file, or a policy's id or name
+        #[arg(long, value_name = "FILE|ID|NAME")]
+        verifier_policy: Option<String>,
+        /// Let verifier and tenant judge by one policy again
+        #[arg(long, conflicts_with = "verifier_policy")]
+        one_policy: bool,
         /// How often it is attested
         #[arg(long, value_name = "SPAN")]
         interval: Option<Span>,
@@ -77,10 +88,40 @@ pub(crate) enum Command {
         /// Name, node id, or unambiguous prefix of it
         node: String,
     },
-    /// Approve a node in quarantine (this release keeps none: nodes are admitted by --id or --join)
+    /// Approve a node in quarantine: admit its node id under a name
+    #[command(after_help = "Example:\n  \
+        trefoil node approve 5f0c9a12 --name edge-7 --reason 'serial number read out by the depot' --policy edge\n\n\
+        Compare the id with what trefoil-agent --check prints on the machine itself. The node enrols with its next attempt;\n\
+        its payload comes with: trefoil payload seal NAME --payload DIR")]
     Approve {
-        /// Name, node id, or unambiguous prefix of it
+        /// Node id, or unambiguous prefix of it
         node: String,
+        /// 1 to 63 of a-z, 0-9, dot and hyphen
+        #[arg(long)]
+        name: NodeName,
+        /// Why it is ours; stands in its history
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Its policy: a file, or a policy's id or name
+        #[arg(long, value_name = "FILE|ID|NAME")]
+        policy: Option<String>,
+        /// Another policy for the verifier alone: a file, or a policy's id or name [default: --policy]
+        #[arg(long, value_name = "FILE|ID|NAME", requires = "policy")]
+        verifier_policy: Option<String>,
+        /// How often it is attested [default: 10s]
+        #[arg(long, value_name = "SPAN")]
+        interval: Option<Span>,
+        /// Its agent was set up to run `autorun` of its payload
+        #[arg(long)]
+        autorun: bool,
+    },
+    /// Take a node off the quarantine's list; it is listed again if it comes again
+    Reject {
+        /// Node id, or unambiguous prefix of it
+        node: String,
+        /// Why; stands in the history
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
     },
     /// Remove a node, its payload and its admission; its events stay
     Remove {
@@ -117,6 +158,9 @@ pub(crate) struct Add {
     /// Its policy: a file, or a policy's id or name
     #[arg(long, value_name = "FILE|ID|NAME")]
     policy: Option<String>,
+    /// Another policy for the verifier alone: a file, or a policy's id or name [default: --policy]
+    #[arg(long, value_name = "FILE|ID|NAME", requires = "policy")]
+    verifier_policy: Option<String>,
     /// How often it is attested [default: 10s]
     #[arg(long, value_name = "SPAN")]
     interval: Option<Span>,
@@ -129,16 +173,22 @@ pub(crate) fn run(context: &Context, command: &Command) -> anyhow::Result<()> {
     let path = |node: &str| -> anyhow::Result<String> { Ok(format!("/api/v1/nodes/{}", component(node)?)) };
     match command {
         Command::Add(arguments) => add(context, &client, arguments),
-        Command::List { watch } => watch::show(*watch, || list(context, &client, *watch)),
+        Command::List { quarantined: false, watch } => watch::show(*watch, || list(context, &client, *watch)),
+        Command::List { quarantined: true, watch } => watch::show(*watch, || waiting(context, &client, *watch)),
         Command::Show { node, watch } => {
             let path = path(node)?;
             watch::show(*watch, || show(context, client.get(&path)?, *watch))
         }
-        Command::Set { node, policy, interval, payload } => {
+        Command::Set { node, policy, verifier_policy, one_policy, interval, payload } => {
             let node: Node = client.get(&path(node)?)?;
             let mut change = NodeChange::default();
             if let Some(wanted) = policy {
                 change.policy = Some(policy::resolve(&client, wanted)?);
+            }
+            if let Some(wanted) = verifier_policy {
+                change.verifier_policy = Some(policy::resolve(&client, wanted)?);
+            } else if *one_policy {
+                change.verifier_policy = Some(String::new());
             }
             change.interval_ms = interval.map(Span::as_ms);
             if payload.is_given() {
@@ -149,7 +199,27 @@ pub(crate) fn run(context: &Context, command: &Command) -> anyhow::Result<()> {
         }
         Command::Stop { node } => answer(context, client.post_empty(&format!("{}/stop", path(node)?))?),
         Command::Resume { node } => answer(context, client.post_empty(&format!("{}/resume", path(node)?))?),
-        Command::Approve { node } => answer(context, client.post_empty(&format!("{}/approve", path(node)?))?),
+        Command::Approve { node, name, reason, policy, verifier_policy, interval, autorun } => {
+            let resolve =
+                |wanted: &Option<String>| wanted.as_deref().map(|wanted| policy::resolve(&client, wanted)).transpose();
+            let approval = Approval {
+                name: name.0.clone(),
+                reason: reason.clone(),
+                policy: resolve(policy)?,
+                verifier_policy: resolve(verifier_policy)?,
+                interval_ms: interval.map(Span::as_ms),
+                pins: pins(&context.operator()?.signing_key()?, *autorun),
+            };
+            let node: Node = client.post(&format!("/api/v1/quarantine/{}/approve", component(node)?), &approval)?;
+            output::note(&format!("{} is admitted; it enrols with its next attempt.", node.name));
+            answer(context, node)
+        }
+        Command::Reject { node, reason } => {
+            let rejection = Rejection { reason: reason.clone() };
+            client.post_quietly(&format!("/api/v1/quarantine/{}/reject", component(node)?), &rejection)?;
+            output::note("It is off the list.");
+            Ok(())
+        }
         Command::Remove { node } => {
             let found: Node = client.get(&path(node)?)?;
             client.delete(&path(&found.name)?)?;
@@ -192,7 +262,8 @@ fn add(context: &Context, client: &Client, arguments: &Add) -> anyhow::Result<()
     let join = token.as_ref().map(|token| new_join(&operator, token, arguments.expires)).transpose()?;
     let sealed =
         if payload.is_given() { Some(seal_payload(&operator, &signing, name, subject, payload)?) } else { None };
-    let policy = arguments.policy.as_deref().map(|wanted| policy::resolve(client, wanted)).transpose()?;
+    let resolve = |wanted: &Option<String>| wanted.as_deref().map(|wanted| policy::resolve(client, wanted)).transpose();
+    let (policy, verifier_policy) = (resolve(&arguments.policy)?, resolve(&arguments.verifier_policy)?);
     if let Some(sealed) = &sealed {
         upload(client, sealed)?;
     }
@@ -204,6 +275,7 @@ fn add(context: &Context, client: &Client, arguments: &Add) -> anyhow::Result<()
         },
         join,
         policy,
+        verifier_policy,
         interval_ms: arguments.interval.map(Span::as_ms),
         pins: pins(&signing, payload.autorun),
         sealing_id: sealed.as_ref().map(|sealed| sealed.id()),
@@ -321,6 +393,38 @@ fn list(context: &Context, client: &Client, watch: bool) -> anyhow::Result<Frame
     Ok(Frame { key, text })
 }
 
+/// Nodes in quarantine.
+fn waiting(context: &Context, client: &Client, watch: bool) -> anyhow::Result<Frame> {
+    let list: QuarantineList = client.get("/api/v1/quarantine")?;
+    let key: Vec<_> = list.nodes.iter().map(|node| (&node.node_id, &node.ak_name, &node.peer)).collect();
+    let key = format!("{key:?}");
+    if context.json() {
+        let text = if watch { serde_json::to_string(&list) } else { serde_json::to_string_pretty(&list) };
+        return Ok(Frame { key, text: format!("{}\n", text?) });
+    }
+    let style = Style::stdout();
+    let rows: Vec<Vec<String>> = list
+        .nodes
+        .iter()
+        .map(|node| {
+            let hardware = match &node.hardware {
+                Hardware::Certified { issuer } => format!("certified by {}", output::clean(issuer)),
+                Hardware::AllowListed => "named by the operator".into(),
+                Hardware::Unproven => "unproven".into(),
+            };
+            vec![
+                output::clean(&node.node_id),
+                hardware,
+                output::clean(&node.peer),
+                output::time(node.first_ms),
+                output::time(node.last_ms),
+            ]
+        })
+        .collect();
+    let text = output::table(style, &["NODE ID", "HARDWARE", "FROM", "FIRST SEEN", "LAST SEEN"], &rows);
+    Ok(Frame { key, text })
+}
+
 fn show(context: &Context, node: Node, watch: bool) -> anyhow::Result<Frame> {
     let verdict = node.last_verdict.as_ref();
     let key = format!(
@@ -378,6 +482,9 @@ fn describe(style: Style, node: &Node) -> String {
         lines.push(("AK", name.clone()));
     }
     lines.push(("policy", node.policy.clone().unwrap_or_else(|| "none: no share leaves".into())));
+    if let Some(policy) = &node.verifier_policy {
+        lines.push(("verifier's", format!("{policy} (its policy; the one above is the tenant's)")));
+    }
     lines.push(("interval", output::span(node.interval_ms)));
     lines.push(("sealing", node.sealing_id.clone().unwrap_or_else(|| "none".into())));
     if let Some(delivered) = &node.delivered {

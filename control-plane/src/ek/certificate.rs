@@ -1,10 +1,11 @@
 //! One X.509 certificate as bytes: cut into the parts that a path needs, nothing re-encoded. Signatures are verified
 //! over the slice that was signed: some TPM vendors' certificates are not DER to the last bit (SETs out of order), and
-//! would not come out of an encoder as they went in. Paths are [`ek`](super)'s.
+//! would not come out of an encoder as they went in. That is noticed here; whether it is let pass, and paths, are
+//! [`ek`](super)'s.
 //!
-//! RFC 5280 §4.
+//! RFC 5280 §4; TCG EK Credential Profile for what subjectAltName says of the TPM.
 
-use p521::ecdsa::signature::hazmat::PrehashVerifier;
+use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use protocol::limits;
 use ring::{digest, signature};
 
@@ -27,6 +28,20 @@ pub enum CertificateError {
     TrailingBytes,
 }
 
+impl CertificateError {
+    /// The short name of what is wrong.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "ek_malformed",
+            Self::NotVersion3 => "ek_not_version_3",
+            Self::AlgorithmMismatch => "ek_algorithm_mismatch",
+            Self::DoubledExtension => "ek_doubled_extension",
+            Self::TooLong => "ek_too_long",
+            Self::TrailingBytes => "ek_trailing_bytes",
+        }
+    }
+}
+
 /// How a certificate's signature failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum SignatureFailure {
@@ -37,6 +52,13 @@ pub(crate) enum SignatureFailure {
     /// It does not verify.
     Bad,
 }
+
+/// Constructed values within each other that are looked into; certificates have eight or so.
+const MAX_DEPTH: usize = 16;
+/// RFC 5280 §4.1.2.2 allows 20 bytes; a byte more for issuers that set the top bit.
+const MAX_SERIAL_LEN: usize = 21;
+/// Characters of a TPM's attribute that are kept.
+const MAX_ATTRIBUTE_CHARS: usize = 64;
 
 /// Operators' roots may be larger than what TPMs hold.
 const MAX_LEN: usize = 4 * limits::MAX_CERTIFICATE_LEN;
@@ -60,6 +82,10 @@ const P384: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x22];
 const P521: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x23];
 /// 1.2.840.113549.1.1, before the last arc of an RSA signature algorithm.
 const PKCS1: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
+const RSASSA_PSS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a];
+const MGF1: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x08];
+/// 2.16.840.1.101.3.4.2, before the last arc of SHA-2.
+const SHA2: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02];
 const ECDSA_SHA1: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x01];
 /// 1.2.840.10045.4.3, before the last arc of ecdsa-with-SHA2.
 const ECDSA_SHA2: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
@@ -68,6 +94,9 @@ const ECDSA_SHA2: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
 const ID_CE: &[u8] = &[0x55, 0x1d];
 /// tcg-kp-EKCertificate, 2.23.133.8.1 (TCG EK Credential Profile).
 const TCG_KP_EK_CERTIFICATE: &[u8] = &[0x67, 0x81, 0x05, 0x08, 0x01];
+
+/// 2.23.133.2, before the last arc of a TPM's attribute: manufacturer, model, version.
+const TCG_ATTRIBUTE: &[u8] = &[0x67, 0x81, 0x05, 0x02];
 
 /// keyUsage bits (RFC 5280 §4.2.1.3), in the first byte of the bit string.
 pub(crate) const KEY_ENCIPHERMENT: u8 = 0x20;
@@ -80,7 +109,10 @@ pub(crate) struct Certificate<'a> {
     /// What was signed.
     tbs: &'a [u8],
     signature_algorithm: &'a [u8],
+    signature_parameters: Option<Tlv<'a>>,
     signature: &'a [u8],
+    /// The INTEGER's bytes, as they are.
+    pub(crate) serial: &'a [u8],
     /// Issuer and subject with their headers: names are compared as bytes.
     pub(crate) issuer: &'a [u8],
     pub(crate) subject: &'a [u8],
@@ -96,6 +128,10 @@ pub(crate) struct Certificate<'a> {
     pub(crate) key_usage: Option<u8>,
     /// extKeyUsage is there: whether it has tcg-kp-EKCertificate.
     pub(crate) is_ek_usage: Option<bool>,
+    /// subjectAltName: whether it is critical, and the directoryName in it, with its header.
+    pub(crate) alternative_name: Option<(bool, Option<&'a [u8]>)>,
+    /// Some SET is not in the order of DER.
+    pub(crate) has_disordered_set: bool,
     subject_key_id: Option<&'a [u8]>,
     authority_key_id: Option<&'a [u8]>,
     /// The first critical extension that is not processed here.
@@ -130,11 +166,19 @@ impl<'a> Certificate<'a> {
         if version.value != [INTEGER, 1, 2] {
             return Err(CertificateError::NotVersion3);
         }
-        fields.take(INTEGER, "serialNumber")?;
+        let serial = fields.take(INTEGER, "serialNumber")?.value;
+        let shortest = !matches!(serial, [] | [0, 0..=0x7f, ..] | [0xff, 0x80..=0xff, ..]);
+        if !shortest || serial.len() > MAX_SERIAL_LEN {
+            return Err(CertificateError::Malformed("serialNumber"));
+        }
         if fields.take(SEQUENCE, "signature")?.raw != outer_algorithm.raw {
             return Err(CertificateError::AlgorithmMismatch);
         }
-        let signature_algorithm = Der(outer_algorithm.value).take(OID, "signatureAlgorithm")?.value;
+        let mut algorithm = Der(outer_algorithm.value);
+        let signature_algorithm = algorithm.take(OID, "signatureAlgorithm")?.value;
+        let signature_parameters =
+            if algorithm.0.is_empty() { None } else { Some(algorithm.any("signatureAlgorithm")?) };
+        algorithm.end("signatureAlgorithm")?;
         let issuer = fields.take(SEQUENCE, "issuer")?.raw;
         let mut validity = Der(fields.take(SEQUENCE, "validity")?.value);
         let not_before = time(validity.any("notBefore")?).ok_or(CertificateError::Malformed("notBefore"))?;
@@ -150,7 +194,9 @@ impl<'a> Certificate<'a> {
         let mut parsed = Self {
             tbs: tbs.raw,
             signature_algorithm,
+            signature_parameters,
             signature,
+            serial,
             issuer,
             subject,
             not_before,
@@ -160,6 +206,8 @@ impl<'a> Certificate<'a> {
             basic_constraints: None,
             key_usage: None,
             is_ek_usage: None,
+            alternative_name: None,
+            has_disordered_set: has_disordered_set(tbs.value, MAX_DEPTH),
             subject_key_id: None,
             authority_key_id: None,
             unknown_critical: None,
@@ -214,9 +262,18 @@ impl<'a> Certificate<'a> {
                     self.authority_key_id = ids.take_if(0x80, "authorityKeyIdentifier")?.map(|id| id.value);
                     true
                 }
-                // subjectAltName, certificatePolicies and subjectDirectoryAttributes describe the TPM and how it was
-                // certified; they restrict nothing that is relied on here.
-                Some([17 | 32 | 9]) => true,
+                Some([17]) => {
+                    self.alternative_name = Some((critical, directory_name(value)?));
+                    self.has_disordered_set |= has_disordered_set(value, MAX_DEPTH);
+                    true
+                }
+                Some([9]) => {
+                    self.has_disordered_set |= has_disordered_set(value, MAX_DEPTH);
+                    true
+                }
+                // certificatePolicies and subjectDirectoryAttributes say how the TPM was certified; they restrict nothing
+                // that is relied on here.
+                Some([32]) => true,
                 _ => false,
             };
             if critical && !known && self.unknown_critical.is_none() {
@@ -274,6 +331,17 @@ impl<'a> Certificate<'a> {
                 .verify(self.tbs, self.signature)
                 .map_err(|_| SignatureFailure::Bad)
         };
+        if self.signature_algorithm == RSASSA_PSS {
+            // A key that is for PSS alone may narrow the parameters further; none of ours to follow.
+            let plain = key.algorithm == RSA_ENCRYPTION || (key.algorithm == RSASSA_PSS && key.parameters.is_none());
+            let hash = self.signature_parameters.filter(|_| plain).and_then(pss_hash);
+            return match hash {
+                Some(1) => with_ring(&signature::RSA_PSS_2048_8192_SHA256),
+                Some(2) => with_ring(&signature::RSA_PSS_2048_8192_SHA384),
+                Some(3) => with_ring(&signature::RSA_PSS_2048_8192_SHA512),
+                _ => Err(SignatureFailure::Unsupported),
+            };
+        }
         if let Some([arc]) = self.signature_algorithm.strip_prefix(PKCS1) {
             if key.algorithm != RSA_ENCRYPTION {
                 return Err(SignatureFailure::Unsupported);
@@ -300,15 +368,31 @@ impl<'a> Certificate<'a> {
             (Some(P256), 3) => with_ring(&signature::ECDSA_P256_SHA384_ASN1),
             (Some(P384), 2) => with_ring(&signature::ECDSA_P384_SHA256_ASN1),
             (Some(P384), 3) => with_ring(&signature::ECDSA_P384_SHA384_ASN1),
-            // ring has neither P-521, nor SHA-512 for the other curves (which no vendor uses).
-            (Some(P521), _) => {
+            // ring has neither P-521, nor SHA-512 for the other curves.
+            (Some(P256), 4) => {
                 let digest = digest::digest(hash, self.tbs);
+                let signature = p256::ecdsa::Signature::from_der(self.signature).map_err(|_| SignatureFailure::Bad)?;
+                p256::ecdsa::VerifyingKey::from_sec1_bytes(key.bits)
+                    .and_then(|key| key.verify_prehash(digest.as_ref(), &signature))
+                    .map_err(|_| SignatureFailure::Bad)
+            }
+            (Some(P384), 4) => {
+                let digest = digest::digest(hash, self.tbs);
+                let signature = p384::ecdsa::Signature::from_der(self.signature).map_err(|_| SignatureFailure::Bad)?;
+                p384::ecdsa::VerifyingKey::from_sec1_bytes(key.bits)
+                    .and_then(|key| key.verify_prehash(digest.as_ref(), &signature))
+                    .map_err(|_| SignatureFailure::Bad)
+            }
+            (Some(P521), _) => {
+                // A hash shorter than half the curve's order is refused: as a number it stays the same with zeros before it.
+                let digest = digest::digest(hash, self.tbs);
+                let hash = [&[0; 66][digest.as_ref().len()..], digest.as_ref()].concat();
                 let signature = p521::ecdsa::DerSignature::from_bytes(self.signature)
                     .ok()
                     .and_then(|signature| p521::ecdsa::Signature::try_from(signature).ok())
                     .ok_or(SignatureFailure::Bad)?;
                 p521::ecdsa::VerifyingKey::from_sec1_bytes(key.bits)
-                    .and_then(|key| key.verify_prehash(digest.as_ref(), &signature))
+                    .and_then(|key| key.verify_prehash(&hash, &signature))
                     .map_err(|_| SignatureFailure::Bad)
             }
             _ => Err(SignatureFailure::Unsupported),
@@ -319,6 +403,127 @@ impl<'a> Certificate<'a> {
     pub(crate) fn signature_algorithm(&self) -> String {
         oid_text(self.signature_algorithm)
     }
+
+    /// The key's kind for a person: `RSA 2048`, `P-256`; else its algorithm in dotted decimal.
+    pub(crate) fn key_kind(&self) -> String {
+        if self.is_rsa() || self.key.algorithm == RSASSA_PSS {
+            let modulus = Der(self.key.bits)
+                .take(SEQUENCE, "subjectPublicKey")
+                .and_then(|key| Der(key.value).take(INTEGER, "subjectPublicKey"));
+            let bytes = modulus.map_or(&[][..], |modulus| modulus.value.strip_prefix(&[0]).unwrap_or(modulus.value));
+            let unused = bytes.first().map_or(0, |first| first.leading_zeros() as usize);
+            return format!("RSA {}", (8 * bytes.len()).saturating_sub(unused));
+        }
+        let curve = self.key.parameters.filter(|curve| self.key.algorithm == EC_PUBLIC_KEY && curve.tag == OID);
+        match curve.map(|curve| curve.value) {
+            Some(P256) => "P-256".into(),
+            Some(P384) => "P-384".into(),
+            Some(P521) => "P-521".into(),
+            Some(other) => format!("curve {}", oid_text(other)),
+            None => oid_text(self.key.algorithm),
+        }
+    }
+
+    /// Manufacturer, model and version of the TPM, as far as subjectAltName names them.
+    pub(crate) fn tpm_attributes(&self) -> [Option<String>; 3] {
+        let mut attributes = [None, None, None];
+        let Some((_, Some(mut name))) = self.alternative_name else { return attributes };
+        let Ok(name) = take(&mut name, SEQUENCE, "name") else { return attributes };
+        let mut sets = Der(name.value);
+        while let Ok(set) = sets.take(SET, "name") {
+            let mut members = Der(set.value);
+            while let Ok(attribute) = members.take(SEQUENCE, "name") {
+                let mut fields = Der(attribute.value);
+                let (Ok(id), Ok(value)) = (fields.take(OID, "name"), fields.any("name")) else { continue };
+                let slot = match id.value.strip_prefix(TCG_ATTRIBUTE) {
+                    Some([1]) => &mut attributes[0],
+                    Some([2]) => &mut attributes[1],
+                    Some([3]) => &mut attributes[2],
+                    _ => continue,
+                };
+                let text = String::from_utf8_lossy(value.value);
+                let plain = text.chars().take(MAX_ATTRIBUTE_CHARS);
+                *slot = Some(plain.map(|c| if c.is_control() { '?' } else { c }).collect());
+            }
+        }
+        attributes
+    }
+}
+
+/// The hash of RSASSA-PSS parameters, by the last arc of its identifier: SHA-2, MGF1 with the same, salt of its length,
+/// and nothing left to defaults, which are SHA-1's (RFC 4055 §3.1).
+fn pss_hash(parameters: Tlv<'_>) -> Option<u8> {
+    const WHAT: &str = "RSASSA-PSS-params";
+    let sha2 = |bytes: &[u8]| -> Option<u8> {
+        let mut algorithm = Der(bytes);
+        let id = algorithm.take(OID, WHAT).ok()?.value;
+        let plain = algorithm.0.is_empty() || algorithm.0 == [5, 0];
+        match id.strip_prefix(SHA2) {
+            Some([arc @ 1..=3]) if plain => Some(*arc),
+            _ => None,
+        }
+    };
+    if parameters.tag != SEQUENCE {
+        return None;
+    }
+    let mut fields = Der(parameters.value);
+    let hash = sha2(Der(fields.take(0xa0, WHAT).ok()?.value).take(SEQUENCE, WHAT).ok()?.value)?;
+    let mut mask = Der(Der(fields.take(0xa1, WHAT).ok()?.value).take(SEQUENCE, WHAT).ok()?.value);
+    if mask.take(OID, WHAT).ok()?.value != MGF1 || sha2(mask.take(SEQUENCE, WHAT).ok()?.value)? != hash {
+        return None;
+    }
+    let salt_len = Der(fields.take(0xa2, WHAT).ok()?.value).take(INTEGER, WHAT).ok()?.value;
+    // The trailer, if said, is the only one there is.
+    let trailer = fields.take_if(0xa3, WHAT).ok()?;
+    let usual = trailer.is_none_or(|trailer| trailer.value == [INTEGER, 1, 1]) && fields.0.is_empty();
+    let wanted = match hash {
+        1 => 32,
+        2 => 48,
+        _ => 64,
+    };
+    (usual && salt_len == [wanted]).then_some(hash)
+}
+
+/// The first directoryName of a subjectAltName, with its header.
+fn directory_name(value: &[u8]) -> Result<Option<&[u8]>, CertificateError> {
+    const WHAT: &str = "subjectAltName";
+    let mut outer = Der(value);
+    let mut names = Der(outer.take(SEQUENCE, WHAT)?.value);
+    outer.end(WHAT)?;
+    let mut found = None;
+    while !names.0.is_empty() {
+        let name = names.any(WHAT)?;
+        // [4] is explicit: Name is a CHOICE.
+        if name.tag == 0xa4 {
+            let mut inner = Der(name.value);
+            let directory = inner.take(SEQUENCE, WHAT)?.raw;
+            inner.end(WHAT)?;
+            found = found.or(Some(directory));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a SET OF, here or in what is constructed of this, is not sorted by its elements' bytes (X.690 §11.6).
+fn has_disordered_set(bytes: &[u8], depth: usize) -> bool {
+    let mut list = bytes;
+    while let Some(element) = next(&mut list) {
+        if element.tag == SET {
+            let mut members = element.value;
+            let mut last: Option<&[u8]> = None;
+            while let Some(member) = next(&mut members) {
+                if last.is_some_and(|last| last > member.raw) {
+                    return true;
+                }
+                last = Some(member.raw);
+            }
+        }
+        let constructed = element.tag & 0x20 != 0;
+        if constructed && depth > 0 && has_disordered_set(element.value, depth - 1) {
+            return true;
+        }
+    }
+    false
 }
 
 impl<'a> Key<'a> {

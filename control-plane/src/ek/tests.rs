@@ -1,5 +1,6 @@
-use std::collections::HashSet;
+use std::{collections::HashSet, fs, path::Path};
 
+use der::{Decode as _, Encode as _};
 use proptest::prelude::*;
 use protocol::tpm::{
     public::{KeyPublic, TpmtPublic},
@@ -11,7 +12,11 @@ use rcgen::{
     date_time_ymd,
 };
 
-use super::*;
+use super::{
+    certificate::{SignatureFailure, name_text, oid_text},
+    path::{EkSource, check_issuer},
+    *,
+};
 use crate::appraisal::test_vectors;
 
 /// 2026-01-01.
@@ -75,6 +80,12 @@ impl Party {
     }
 }
 
+/// A root of this name, in PEM.
+pub(super) fn root_pem(name: &str) -> String {
+    let root = Party::ca(name);
+    root.params.self_signed(&root.key).unwrap().pem()
+}
+
 fn roots(certificates: &[Vec<u8>]) -> EkRoots {
     let mut roots = EkRoots::empty();
     certificates.iter().for_each(|certificate| roots.add(certificate.clone()).unwrap());
@@ -87,7 +98,7 @@ fn path(
     upper: impl FnOnce(Party) -> Party,
     lower: impl FnOnce(Party) -> Party,
     ek: impl FnOnce(Party) -> Party,
-) -> Result<EkEndorsement, EkError> {
+) -> Result<EkPath, EkError> {
     let (root, upper, lower, ek) =
         (root(Party::ca("root")), upper(Party::ca("upper")), lower(Party::ca("lower")), ek(Party::ek()));
     let chain = [ek.signed_by(&lower), lower.signed_by(&upper), upper.signed_by(&root)];
@@ -428,6 +439,252 @@ fn an_rsa_ek_written_as_rsaes_oaep_is_the_same_key() {
     assert_eq!(certificate_spki(&oaep).unwrap(), spki);
     let other = certificates.iter().rfind(|der| Certificate::parse(der).unwrap().is_rsa()).unwrap();
     assert!(!certificate.has_key(&certificate_spki(other).unwrap()));
+}
+
+/// A constructed or primitive element of less than 128 bytes.
+fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let value = parts.concat();
+    [&[tag, u8::try_from(value.len()).ok().filter(|len| *len < 0x80).unwrap()][..], &value].concat()
+}
+
+/// subjectAltName with the TPM's three attributes in one RDN, in this order.
+fn tpm_name(order: [u8; 3], is_critical: bool) -> CustomExtension {
+    let texts = ["id:49465800", "SLB 9672", "id:0F10"];
+    let attribute = |arc: u8| {
+        let text = texts[usize::from(arc) - 1].as_bytes();
+        tlv(0x30, &[&tlv(6, &[&[0x67, 0x81, 5, 2, arc]]), &tlv(12, &[text])])
+    };
+    let [a, b, c] = order.map(attribute);
+    let name = tlv(0x30, &[&tlv(0x31, &[&a, &b, &c])]);
+    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 17], tlv(0x30, &[&tlv(0xa4, &[&name])]));
+    extension.set_criticality(is_critical);
+    extension
+}
+
+/// In the order of DER: by length first, since that comes first.
+const IN_ORDER: [u8; 3] = [3, 2, 1];
+
+fn with_extension(party: Party, extension: CustomExtension) -> Party {
+    party.change(|params| params.custom_extensions.push(extension))
+}
+
+fn nameless(party: Party) -> Party {
+    party.change(|params| params.distinguished_name = DistinguishedName::new())
+}
+
+#[test]
+fn the_path_that_was_found_is_told_with_its_tpm() {
+    let found = path(same, same, same, |ek| with_extension(nameless(ek), tpm_name(IN_ORDER, true))).unwrap();
+    let subjects: Vec<_> = found.certificates.iter().map(|certificate| certificate.subject.as_str()).collect();
+    assert_eq!(subjects, ["an empty name", "CN=lower", "CN=upper", "CN=root"]);
+    let sources: Vec<_> = found.certificates.iter().map(|certificate| certificate.source.clone()).collect();
+    let root = EkSource::Bundle { file: "given".into(), provenance: None };
+    let node = |number| EkSource::Node { number };
+    assert_eq!(sources, [node(1), node(2), node(3), root]);
+    assert_eq!((found.certificates[0].key.as_str(), found.certificates[3].key.as_str()), ("P-256", "P-384"));
+    assert_eq!(found.tpm.manufacturer.as_deref(), Some("id:49465800"));
+    assert_eq!((found.tpm.model.as_deref(), found.tpm.version.as_deref()), (Some("SLB 9672"), Some("id:0F10")));
+    assert_eq!(found.tpm.vendor().as_deref(), Some("IFX"));
+    assert_eq!(found.not_checked, ["revocation"]);
+    assert_eq!(path(same, same, same, same).unwrap().not_checked, ["revocation", "tpm_identity"]);
+}
+
+#[test]
+fn an_empty_subject_needs_a_critical_name_of_the_tpm() {
+    let leaf = |ek: Party| path(same, same, same, |_| ek);
+    assert_eq!(leaf(nameless(Party::ek())), Err(EkError::NoSubject));
+    assert_eq!(leaf(with_extension(nameless(Party::ek()), tpm_name(IN_ORDER, false))), Err(EkError::NoSubject));
+    assert!(leaf(with_extension(Party::ek(), tpm_name(IN_ORDER, false))).is_ok());
+    let mut dns = CustomExtension::from_oid_content(&[2, 5, 29, 17], tlv(0x30, &[&tlv(0x82, &[b"tpm"])]));
+    dns.set_criticality(true);
+    assert_eq!(leaf(with_extension(Party::ek(), dns)), Err(EkError::NoDirectoryName));
+    let mut broken = CustomExtension::from_oid_content(&[2, 5, 29, 17], vec![0x30, 2, 0xa4, 0x30]);
+    broken.set_criticality(true);
+    let error = leaf(with_extension(Party::ek(), broken)).unwrap_err();
+    let source = CertificateError::Malformed("subjectAltName");
+    assert_eq!((error.code(), error), ("ek_malformed", EkError::BadCertificate { number: 1, source }));
+}
+
+#[test]
+fn an_issuer_without_a_name_is_refused() {
+    let error = path(same, same, nameless, same).unwrap_err();
+    assert_eq!(error, EkError::NoIssuerName { name: of("ek") });
+}
+
+#[test]
+fn a_set_out_of_order_is_refused_but_for_a_named_exception() {
+    let disordered = |party| with_extension(party, tpm_name([1, 2, 3], true));
+    assert_eq!(path(same, same, same, disordered).unwrap_err().code(), "ek_not_der");
+    let (root, ca, ek) = (Party::ca("root"), disordered(Party::ca("ca")), Party::ek());
+    let (leaf, ca_der) = (ek.signed_by(&ca), ca.signed_by(&root));
+    let sha256 = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&ca_der));
+    let refused = EkError::NotDer { name: of("ca"), sha256: sha256.clone() };
+    assert_eq!(
+        roots(&[root.self_signed()]).validate_certificate(&[leaf.clone(), ca_der.clone()], NOW),
+        Err(refused.clone())
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("ca.der"), &ca_der).unwrap();
+    let bundle = EkRoots::load(dir.path()).unwrap();
+    assert_eq!(bundle.validate_certificate(std::slice::from_ref(&leaf), NOW), Err(refused));
+    assert_eq!(bundle.certificates()[0].refused.as_deref(), Some("set-order"));
+    let said = format!("[[certificate]]\nsha256 = \"{sha256}\"\nvendor = \"Example\"\nexceptions = [\"set-order\"]\n");
+    fs::write(dir.path().join("provenance.toml"), said).unwrap();
+    let bundle = EkRoots::load(dir.path()).unwrap();
+    assert_eq!(bundle.certificates()[0].refused, None);
+    let found = bundle.validate_certificate(&[leaf], NOW).unwrap();
+    let EkSource::Bundle { file, provenance: Some(provenance) } = &found.certificates[1].source else { panic!() };
+    assert_eq!((file.as_str(), provenance.vendor.as_deref()), ("ca.der", Some("Example")));
+    assert_eq!(provenance.exceptions, ["set-order"]);
+}
+
+#[test]
+fn a_provenance_file_that_says_something_wrong_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Party::ca("root").self_signed();
+    fs::write(dir.path().join("root.der"), &root).unwrap();
+    let sha256 = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&root));
+    let load = |text: &str| {
+        fs::write(dir.path().join("provenance.toml"), text).unwrap();
+        EkRoots::load(dir.path())
+    };
+    let entry = |rest: &str| format!("[[certificate]]\nsha256 = \"{sha256}\"\n{rest}\n");
+    let all = "vendor = \"V\"\nsource = \"https://v.example/root\"\nretrieved = \"2026-02-28\"\nnote = \"n\"";
+    assert_eq!(load(&entry(all)).unwrap().count(), 1);
+    assert_eq!(load("").unwrap().count(), 1);
+    let unknown = "ab".repeat(32);
+    for (text, told) in [
+        (format!("[[certificate]]\nsha256 = \"{unknown}\"\n"), unknown.as_str()),
+        (entry("vendors = \"V\""), "vendors"),
+        (entry("retrieved = \"2026-02-30\""), "retrieved"),
+        (entry("retrieved = \"yesterday\""), "retrieved"),
+        (entry("exceptions = [\"sha1\"]"), "sha1"),
+        (entry("note = \"a\\u0007b\""), "control characters"),
+        ([entry(""), entry("")].concat(), "twice"),
+        ("[[certificate]]\nsha256 = \"short\"\n".to_owned(), "64 hex digits"),
+        ("[[certificate]]\nvendor = \"V\"\n".to_owned(), "sha256"),
+        ("version = 1\n".to_owned(), "version"),
+    ] {
+        let error = load(&text).unwrap_err();
+        assert!(matches!(&error, EkRootsError::BadProvenance { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(told) && error.contains("provenance.toml"), "{error}");
+    }
+}
+
+#[test]
+fn a_way_that_ends_is_left_for_another() {
+    let (root, ca, ek) = (Party::ca("root"), Party::ca("ca"), Party::ek());
+    let leaf = ek.signed_by(&ca);
+    // The same CA twice: once it had expired, and was certified again.
+    let ended = ca.change(|params| params.not_after = date_time_ymd(2025, 1, 1));
+    let old = ended.signed_by(&root);
+    let new = ended.change(|params| params.not_after = date_time_ymd(2040, 1, 1)).signed_by(&root);
+    let trusted = roots(&[root.self_signed()]);
+    for chain in [[leaf.clone(), old.clone(), new.clone()], [leaf.clone(), new, old.clone()]] {
+        assert_eq!(trusted.validate_certificate(&chain, NOW).unwrap().certificates.len(), 3);
+    }
+    assert_eq!(trusted.validate_certificate(&[leaf, old], NOW), Err(EkError::Expired { name: of("ca") }));
+}
+
+#[test]
+fn every_way_of_signing_is_verified_or_refused_by_name() {
+    macro_rules! files {
+        ($($name:literal)*) => { [$(($name, &include_bytes!(concat!("../../tests/data/ek/", $name, ".der"))[..])),*] };
+    }
+    for (name, der) in files!("rsa-sha384" "rsa-sha512" "rsa-pss-sha256" "rsa-pss-sha384" "rsa-pss-sha512"
+        "p256-sha512" "p384-sha256" "p384-sha512" "p521-sha256" "p521-sha512")
+    {
+        let root = Certificate::parse(der).unwrap();
+        assert_eq!(root.verify_signature(&root), Ok(()), "{name}");
+        let mut bad = der.to_vec();
+        let last = bad.len() - 1;
+        bad[last] ^= 1;
+        let bad = Certificate::parse(&bad).unwrap();
+        assert_eq!(bad.verify_signature(&root), Err(SignatureFailure::Bad), "{name}");
+        // Another key of whatever kind.
+        let other = Party::ca("other").self_signed();
+        assert!(root.verify_signature(&Certificate::parse(&other).unwrap()).is_err(), "{name}");
+    }
+    for (name, der) in files!("rsa-pss-salt20" "rsa-pss-sha1-mgf") {
+        let root = Certificate::parse(der).unwrap();
+        assert_eq!(root.verify_signature(&root), Err(SignatureFailure::Unsupported), "{name}");
+    }
+    let [(name, der)] = files!("rsa-sha1");
+    let root = Certificate::parse(der).unwrap();
+    assert_eq!(root.verify_signature(&root), Err(SignatureFailure::Sha1), "{name}");
+}
+
+#[test]
+fn each_error_has_its_own_code() {
+    let name = String::new;
+    let malformed = |source| EkError::BadCertificate { number: 1, source };
+    let errors = [
+        EkError::NoCertificate,
+        EkError::TooManyCertificates(5),
+        malformed(CertificateError::Malformed("")),
+        malformed(CertificateError::NotVersion3),
+        malformed(CertificateError::AlgorithmMismatch),
+        malformed(CertificateError::DoubledExtension),
+        malformed(CertificateError::TooLong),
+        malformed(CertificateError::TrailingBytes),
+        EkError::NotAKey,
+        EkError::OtherKey,
+        EkError::LeafIsCa,
+        EkError::LeafKeyUsage(""),
+        EkError::LeafExtendedKeyUsage,
+        EkError::NotYetValid { name: name() },
+        EkError::Expired { name: name() },
+        EkError::UnknownCriticalExtension { name: name(), oid: name() },
+        EkError::UntrustedIssuer { name: name(), issuer: name() },
+        EkError::BadSignature { name: name(), issuer: name() },
+        EkError::Sha1Signature { name: name() },
+        EkError::UnsupportedSignature { name: name(), algorithm: name() },
+        EkError::NotACa { name: name() },
+        EkError::NoCertSign { name: name() },
+        EkError::PathTooLong { name: name() },
+        EkError::TooManySignatures,
+        EkError::NotDer { name: name(), sha256: name() },
+        EkError::NoIssuerName { name: name() },
+        EkError::NoSubject,
+        EkError::NoDirectoryName,
+    ];
+    let codes: HashSet<_> = errors.iter().map(EkError::code).collect();
+    assert_eq!(codes.len(), errors.len());
+    assert!(errors.iter().all(|error| !error.advice().is_empty()));
+}
+
+#[test]
+fn our_reader_agrees_with_x509_cert_on_every_vendor_certificate() {
+    let Some(folder) = test_vectors::folder("ek-certs") else { return };
+    let all = [bundle(&folder, "vendor-roots.pem"), bundle(&folder, "vendor-intermediates.pem")].concat();
+    assert_eq!(all.len(), 169);
+    let (mut unread, mut disordered) = (0, 0);
+    for der in &all {
+        let ours = Certificate::parse(der).unwrap();
+        disordered += usize::from(ours.has_disordered_set);
+        let Ok(theirs) = x509_cert::Certificate::from_der(der) else {
+            unread += 1;
+            assert!(ours.has_disordered_set, "{}", name_text(ours.subject));
+            continue;
+        };
+        let tbs = &theirs.tbs_certificate;
+        let seconds = |time: x509_cert::time::Time| i64::try_from(time.to_unix_duration().as_secs()).unwrap();
+        assert_eq!(ours.serial, tbs.serial_number.as_bytes());
+        assert_eq!(
+            (ours.not_before, ours.not_after),
+            (seconds(tbs.validity.not_before), seconds(tbs.validity.not_after))
+        );
+        assert_eq!(ours.spki, tbs.subject_public_key_info.to_der().unwrap());
+        // It sorts what it decodes, and so does not give a disordered name back.
+        if !ours.has_disordered_set {
+            assert_eq!(ours.subject, tbs.subject.to_der().unwrap());
+            assert_eq!(ours.issuer, tbs.issuer.to_der().unwrap());
+        }
+    }
+    assert_eq!(disordered, 4);
+    println!("x509-cert reads {} of 169, ours all", all.len() - unread);
 }
 
 proptest! {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use protocol::{
     coap::{
-        block::{Block, Fetch, Part, Szx},
+        block::{Block, Fetch, FetchError, Part, Szx},
         frame::Code,
         route::Route,
     },
@@ -183,6 +183,15 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub async fn fetch(&self, role: Role, route: Route, limit: usize) -> Result<Vec<u8>, AgentError> {
+        let body = self.fetch_if_any(role, route, limit).await?;
+        body.ok_or_else(|| AgentError::Fetch(FetchError::Refused(Code::NOT_FOUND).to_string()))
+    }
+
+    /// Like [`fetch`](Self::fetch); `None` if the agent answers that there is no such thing (4.04).
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn fetch_if_any(&self, role: Role, route: Route, limit: usize) -> Result<Option<Vec<u8>>, AgentError> {
         let began = Instant::now();
         self.step(role, route, "begin", 0, 0, 0.0);
         let mut body = Vec::new();
@@ -190,13 +199,16 @@ impl Agent {
         loop {
             let ask = fetch.ask().map_err(|error| AgentError::Fetch(error.to_string()))?;
             let reply = self.request(route, Some(ask), Vec::new()).await?;
+            if reply.code == Code::NOT_FOUND && body.is_empty() {
+                return Ok(None);
+            }
             let chunk = fetch
                 .accept_part(reply.code, reply.part, &reply.payload)
                 .map_err(|error| AgentError::Fetch(error.to_string()))?;
             body.extend_from_slice(chunk.bytes);
             if chunk.last {
                 self.step(role, route, "end", 0, body.len(), began.elapsed().as_secs_f64() * 1e3);
-                return Ok(body);
+                return Ok(Some(body));
             }
         }
     }

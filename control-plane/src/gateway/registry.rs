@@ -75,6 +75,13 @@ impl Registry {
         entry.unproven.iter().filter_map(Weak::upgrade).chain(entry.proven.clone()).collect()
     }
 
+    /// Every connection.
+    pub fn everyone(&self) -> Vec<Arc<Agent>> {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |entry: &Entry| entry.unproven.iter().filter_map(Weak::upgrade).chain(entry.proven.clone()).collect();
+        nodes.values().flat_map(|entry| -> Vec<_> { of(entry) }).collect()
+    }
+
     /// How many nodes have a connection.
     pub fn len(&self) -> usize {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).len()

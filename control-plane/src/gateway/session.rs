@@ -313,7 +313,16 @@ impl Session {
                 });
                 Ok(())
             }
-            (Route::Challenge | Route::LogBoot | Route::LogIma { .. } | Route::Share | Route::Revocation, Some(_)) => {
+            (
+                Route::Challenge
+                | Route::LogBoot
+                | Route::LogIma { .. }
+                | Route::LogCommandLine
+                | Route::LogUserspace
+                | Route::Share
+                | Route::Revocation,
+                Some(_),
+            ) => {
                 let refusal = Refusal::not_found("wrong_side", "the control plane asks this, the agent answers");
                 self.answer(answer(name, Err(refusal)))
             }

@@ -29,6 +29,10 @@ const MAX_REMEMBERED: usize = 1024;
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
+/// The label of the token that a request came with; put into every request that was let through.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(pub(crate) String);
+
 /// What is remembered of failures.
 #[derive(Debug, Default)]
 pub(crate) struct Gate(Mutex<Memory>);
@@ -79,7 +83,7 @@ fn make_room<K: Copy + Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>, at: imp
 /// Lets a request through only with a token that is known and reaches far enough.
 pub(crate) async fn require(
     State((state, needed)): State<(ApiState, ApiRole)>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let token = bearer(request.headers()).ok_or_else(ApiError::unauthorized)?;
@@ -106,6 +110,7 @@ pub(crate) async fn require(
     }
     let changes = !matches!(*request.method(), axum::http::Method::GET | axum::http::Method::HEAD);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    request.extensions_mut().insert(Caller(row.label.clone()));
     let response = next.run(request).await;
     if changes {
         tracing::info!(token = row.label, %method, path, status = response.status().as_u16(), "api");

@@ -102,7 +102,7 @@ pub(crate) fn hex_bytes(field: &str, text: &str, max: usize) -> Result<Vec<u8>, 
 }
 
 /// Whether a text is a prefix of an id's hex that is long enough to be looked up.
-fn is_prefix(text: &str) -> bool {
+pub(crate) fn is_prefix(text: &str) -> bool {
     (MIN_PREFIX_LEN..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
@@ -157,7 +157,7 @@ pub(crate) fn policy_hex(id: PolicyId) -> String {
     hex::encode(id.0)
 }
 
-fn ambiguous(wanted: &str, candidates: impl Iterator<Item = String>) -> ApiError {
+pub(crate) fn ambiguous(wanted: &str, candidates: impl Iterator<Item = String>) -> ApiError {
     let names = candidates.take(MAX_CANDIDATES as usize).collect::<Vec<_>>().join(", ");
     ApiError::conflict("ambiguous", format!("`{}` fits several: {names}.", shown(wanted)))
 }

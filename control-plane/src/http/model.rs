@@ -190,6 +190,9 @@ pub struct Node {
     pub trust: TrustName,
     /// The policy in force.
     pub policy: Option<String>,
+    /// What the verifier judges by instead; absent if it is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifier_policy: Option<String>,
     /// Round interval, milliseconds.
     pub interval_ms: i64,
     /// The sealing in force.
@@ -304,6 +307,9 @@ pub struct NewNode {
     /// The policy: id, unambiguous prefix or name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// Another policy for the verifier alone: id, unambiguous prefix or name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifier_policy: Option<String>,
     /// Round interval, milliseconds; 10,000 unless told otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<i64>,
@@ -335,6 +341,10 @@ pub struct NodeChange {
     /// Another policy: id, unambiguous prefix or name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// Another policy for the verifier alone: id, unambiguous prefix or name; empty to have it judge by the node's policy
+    /// again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifier_policy: Option<String>,
     /// Another round interval, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<i64>,
@@ -346,7 +356,8 @@ pub struct NodeChange {
     pub pins: Option<NodePins>,
 }
 
-/// What the verifier last accepted of a node: what a policy can be learned from.
+/// What a role was last shown by a node in a quote that verified, whatever the verdict on it: what a policy can be learned
+/// from and tried against.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct Evidence {
     /// Whose.
@@ -359,8 +370,112 @@ pub struct Evidence {
     pub pcrs: BTreeMap<String, BTreeMap<u8, String>>,
     /// SHA-256 of the boot log.
     pub boot_log: Option<String>,
-    /// IMA entries judged.
+    /// IMA entries that the quoted PCR 10 accounts for.
     pub ima_entries: u64,
+    /// When the quote was made; absent if only what the role remembers between rounds is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<i64>,
+    /// The logs themselves, where they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logs: Option<EvidenceLogs>,
+}
+
+/// The logs behind a node's evidence. What is absent the node did not show, or was not kept.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct EvidenceLogs {
+    /// The boot log, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_log: Option<String>,
+    /// What the node says its kernel's command line is, base64 of the text without its newline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_line: Option<String>,
+    /// What userspace measured after the boot log ended, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userspace_log: Option<String>,
+    /// The IMA list of this boot in the kernel's binary form, from its first entry up to the quoted PCR 10, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ima_list: Option<String>,
+    /// How many entries `ima_list` has.
+    #[serde(default)]
+    pub ima_list_entries: u64,
+}
+
+/// Which evidence is wanted.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams, Serialize)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct EvidenceQuery {
+    /// With the logs.
+    #[serde(default)]
+    pub logs: bool,
+    /// Shown to which role: `verifier` (unless told otherwise) or `tenant`.
+    pub role: Option<String>,
+}
+
+/// A policy to be tried against stored evidence; nothing is changed by it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TryRequest {
+    /// The policy's text (TOML or JSON), or the id, unambiguous prefix or name of an uploaded one.
+    pub policy: String,
+    /// Nodes by name, node id, or unambiguous prefix of it; all nodes if empty.
+    #[serde(default)]
+    pub nodes: Vec<String>,
+}
+
+/// What a policy would make of nodes, were it in force.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Tried {
+    /// The policy's id.
+    pub policy: String,
+    /// One per node that was asked for, by name.
+    pub nodes: Vec<TriedNode>,
+}
+
+/// What a policy would make of one node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct TriedNode {
+    /// Its name.
+    pub name: String,
+    /// Its node id, once it is known.
+    pub node_id: Option<String>,
+    /// What would come of it.
+    pub outcome: TriedOutcome,
+    /// In one sentence.
+    pub summary: String,
+    /// What is wrong; empty unless it would fail.
+    #[schema(value_type = Vec<Object>)]
+    pub findings: Vec<serde_json::Value>,
+    /// What the stored evidence does not speak of.
+    pub not_checked: Vec<String>,
+    /// When the evidence was shown.
+    pub evidence_at_ms: Option<i64>,
+}
+
+/// The result of trying a policy on one node.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TriedOutcome {
+    /// The node would be trusted.
+    Good,
+    /// It would not.
+    Failed,
+    /// The stored evidence lacks what the policy asks for.
+    CannotTell,
+    /// No quote of this node has verified yet.
+    NoEvidence,
+}
+
+impl TriedOutcome {
+    /// As in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Failed => "failed",
+            Self::CannotTell => "cannot_tell",
+            Self::NoEvidence => "no_evidence",
+        }
+    }
 }
 
 /// A share that left.

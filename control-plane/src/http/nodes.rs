@@ -13,6 +13,7 @@ pub(crate) mod steer;
 
 use std::num::NonZeroU64;
 
+use axum::http::StatusCode;
 use protocol::crypto::{TenantPublicKey, VerifiedManifest};
 use protocol::id::{SealingId, Subject};
 use protocol::limits::MAX_TENANT_KEYS;
@@ -20,10 +21,11 @@ use protocol::limits::MAX_TENANT_KEYS;
 use super::ApiState;
 use super::extract::{hex_field, policy_hex};
 use super::model::{self, Delivered, Hardware, MAX_INTERVAL_MS, MIN_INTERVAL_MS, Node, NodePins, TrustName};
+use crate::appraisal::policy::{Policy, PolicyTrust};
 use crate::error::ApiError;
 use crate::store::tenant::TenantNode;
 use crate::store::verifier::Pins;
-use crate::store::{TenantStore, VerdictRow, registrar};
+use crate::store::{PolicyId, StoreError, TenantStore, VerdictRow, registrar};
 
 /// Releases that are looked through for the newest confirmed one.
 const RELEASES_SEEN: u32 = 50;
@@ -63,6 +65,7 @@ pub(crate) async fn view(state: &ApiState, node: &TenantNode) -> Result<Node, Ap
         phase,
         trust,
         policy: node.policy.map(policy_hex),
+        verifier_policy: node.verifier_policy.map(policy_hex),
         interval_ms: node.interval_ms,
         sealing_id: node.sealing_id.map(|id| id.to_string()),
         pins: NodePins { tenant_keys: node.pins.tenant_keys.clone(), autorun: node.pins.autorun },
@@ -127,6 +130,20 @@ fn tenant_keys(texts: &[String]) -> Result<Vec<TenantPublicKey>, ApiError> {
             })
         })
         .collect()
+}
+
+/// Finds a policy that a node is to be judged by, and that the role (`for_verifier`, else the tenant) would use.
+pub(crate) async fn policy_for(state: &ApiState, wanted: &str, for_verifier: bool) -> Result<PolicyId, ApiError> {
+    let row = super::extract::find_policy(&**state.app.tenant.store(), wanted).await?;
+    let trust = if for_verifier { state.app.verifier.policy_trust() } else { state.app.tenant.policy_trust() };
+    if *trust != PolicyTrust::Any {
+        let (body, trust) = (row.body, trust.clone());
+        let opened = tokio::task::spawn_blocking(move || Policy::open(&body, &trust).map(|_| ())).await;
+        opened
+            .map_err(|_| StoreError::Corrupt("policy"))?
+            .map_err(|error| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error.code(), format!("{error}.")))?;
+    }
+    Ok(row.id)
 }
 
 /// Checks a round interval.

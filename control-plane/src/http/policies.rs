@@ -7,13 +7,13 @@ use axum::http::StatusCode;
 use super::ApiState;
 use super::extract::{InPath, RawBody, find_policy, policy_hex};
 use super::model::{Policies, Policy};
-use crate::appraisal;
 use crate::error::{ApiError, Problem};
-use crate::store::PolicyRow;
+use crate::store::{PolicyRow, StoreError};
 
 /// Upload a policy
 ///
-/// TOML or JSON, at most 1 MiB, stored as it is; its id is the SHA-256 of its bytes. The same bytes again change nothing.
+/// TOML or JSON, in a DSSE envelope or not, stored as it is; its id is the SHA-256 of its bytes. The same bytes again change
+/// nothing. Where a role has `policy_keys`, one of them has to have signed it.
 #[utoipa::path(
     post,
     path = "/api/v1/policies",
@@ -21,7 +21,7 @@ use crate::store::PolicyRow;
     request_body(content = String, content_type = "application/toml", description = "The policy's text"),
     responses(
         (status = 201, description = "It is stored with both appraisers", body = Policy),
-        (status = 422, description = "`policy_invalid`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "`policy_invalid`, `policy_unsigned`, `policy_signature_bad`", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -29,8 +29,12 @@ pub(crate) async fn add_policy(
     State(state): State<ApiState>,
     RawBody(body): RawBody,
 ) -> Result<(StatusCode, Json<Policy>), ApiError> {
-    let policy = appraisal::policy::Policy::parse(&body)
-        .map_err(|error| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "policy_invalid", format!("{error}.")))?;
+    let app = state.app.clone();
+    // A long one takes its time, which is not the executor's.
+    let read = tokio::task::spawn_blocking(move || app.read_policy(&body).map(|policy| (policy, body))).await;
+    let (policy, body) = read
+        .map_err(|_| StoreError::Corrupt("policy"))?
+        .map_err(|error| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error.code(), format!("{error}.")))?;
     let id = state.app.put_policy(&policy, &body).await?;
     let row = find_policy(&**state.app.tenant.store(), &policy_hex(id)).await?;
     Ok((StatusCode::CREATED, Json(view(row, false))))

@@ -13,7 +13,9 @@ use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApi, OpenApiB
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
-use super::{ApiState, auth, events, health, joins, nodes, policies, sealings, tokens, verdicts};
+use super::{
+    ApiState, auth, ek, events, health, joins, nodes, policies, policies_try, quarantine, sealings, tokens, verdicts,
+};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::store::tenant::ApiRole;
@@ -21,7 +23,9 @@ use crate::store::tenant::ApiRole;
 /// JSON bodies: the largest is a node with four keys and a join token.
 const MAX_JSON_LEN: usize = 32 * 1024;
 /// A policy's text.
-const MAX_POLICY_LEN: usize = 1024 * 1024;
+const MAX_POLICY_LEN: usize = 32 * 1024 * 1024;
+/// A policy's text as a JSON string, which escapes line ends and quotes, and the names of nodes.
+const MAX_TRY_LEN: usize = 2 * MAX_POLICY_LEN + MAX_JSON_LEN;
 /// How long one request may take, from its headers to its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -37,6 +41,8 @@ fn viewers() -> OpenApiRouter<ApiState> {
         .routes(routes!(nodes::history::node_verdicts))
         .routes(routes!(nodes::history::node_releases))
         .routes(routes!(nodes::evidence::get_evidence))
+        .routes(routes!(ek::explain_ek))
+        .routes(routes!(quarantine::list_quarantine))
         .routes(routes!(policies::list_policies))
         .routes(routes!(policies::get_policy))
         .routes(routes!(sealings::get_sealing))
@@ -52,8 +58,10 @@ fn operators() -> OpenApiRouter<ApiState> {
         .routes(routes!(nodes::remove::remove_node))
         .routes(routes!(nodes::steer::stop_node))
         .routes(routes!(nodes::steer::resume_node))
-        .routes(routes!(nodes::steer::approve_node))
+        .routes(routes!(quarantine::approve_node))
+        .routes(routes!(quarantine::reject_node))
         .routes(routes!(policies::add_policy).layer(DefaultBodyLimit::max(MAX_POLICY_LEN)))
+        .routes(routes!(policies_try::try_policy_on_nodes).layer(DefaultBodyLimit::max(MAX_TRY_LEN)))
         .routes(routes!(sealings::begin_sealing))
         .routes(routes!(sealings::put_chunk).layer(DefaultBodyLimit::max(SEALED_CHUNK_LEN)))
         .routes(routes!(sealings::finish_sealing))

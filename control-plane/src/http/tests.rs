@@ -7,6 +7,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use protocol::crypto::container::{File, write_container};
 use protocol::crypto::role_key::seal_join_key;
 use protocol::crypto::seal::{SealKeys, SealOptions, Sealing, seal};
@@ -18,6 +20,8 @@ use tower::ServiceExt;
 
 use super::{openapi, router};
 use crate::app::App;
+use crate::appraisal;
+use crate::appraisal::policy::{PAYLOAD_TYPE, dsse};
 use crate::config::Config;
 use crate::init;
 use crate::operator::Operator;
@@ -36,11 +40,16 @@ struct Api {
 
 impl Api {
     async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    async fn start_with(settings: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let names = vec!["localhost".into()];
         init::run(&init::Options { data_dir: at("data"), operator_dir: at("operator"), names }).unwrap();
-        let config = Config::load(&at("data")).unwrap();
+        let mut config = Config::load(&at("data")).unwrap();
+        settings(&mut config);
         let app = server::open(&config, &ServeOptions::default()).await.unwrap();
         init::import_first_token(Path::new(&config.data_dir), &**app.tenant.store()).await.unwrap();
         let operator = Operator::load(&at("operator")).unwrap();
@@ -206,7 +215,7 @@ async fn a_node_is_added_found_changed_stopped_and_removed() {
 
     assert_eq!(api.post("/api/v1/nodes/edge-1/stop", Value::Null).await.1["phase"], "stopped");
     assert_eq!(api.post("/api/v1/nodes/edge-1/resume", Value::Null).await.1["phase"], "expected");
-    assert_eq!(api.post("/api/v1/nodes/edge-1/approve", Value::Null).await.1["type"], "nothing_to_approve");
+    assert_eq!(api.get("/api/v1/nodes/edge-1/ek").await.1["type"], "not_bound");
     assert_eq!(api.get("/api/v1/nodes/edge-1/evidence").await.1["type"], "no_evidence");
     for history in ["verdicts", "releases"] {
         assert_eq!(api.get(&format!("/api/v1/nodes/edge-1/{history}")).await.1[history], json!([]));
@@ -274,6 +283,81 @@ async fn a_node_that_cannot_be_is_refused_by_field() {
 }
 
 #[tokio::test]
+async fn where_a_role_wants_signatures_nothing_else_is_stored_or_set() {
+    let api = Api::start_with(|config| {
+        let (own, key) = (config.data_dir.join("policy.pem"), policy_key(1));
+        std::fs::write(&own, crate::pki::p256_spki_pem(&key.1)).unwrap();
+        config.verifier.policy_keys = vec![own];
+    })
+    .await;
+    let admin = Some(api.admin.expose());
+    let refused = async |body: Vec<u8>| {
+        let (status, problem) = api.send(admin, Method::POST, "/api/v1/policies", body).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+        problem["type"].as_str().unwrap().to_owned()
+    };
+    let sign = |byte| dsse::sign(POLICY.as_bytes(), PAYLOAD_TYPE, &policy_key(byte).0);
+    assert_eq!(refused(POLICY.into()).await, "policy_unsigned");
+    assert_eq!(refused(sign(2)).await, "policy_signature_bad");
+    let (status, signed) = api.send(admin, Method::POST, "/api/v1/policies", sign(1)).await;
+    assert_eq!((status, &signed["name"]), (StatusCode::CREATED, &json!("edge")), "{signed}");
+
+    // One that was stored before signatures were wanted is set for no node that the verifier would judge by it.
+    let unsigned = api.app.put_policy(&appraisal::Policy::parse(POLICY.as_bytes()).unwrap(), POLICY.as_bytes()).await;
+    let (unsigned, signed) = (hex::encode(unsigned.unwrap().0), signed["id"].as_str().unwrap());
+    let mut node = api.node("edge-1", NodeId([5; 32]));
+    node["policy"] = json!(unsigned);
+    assert_eq!(api.post("/api/v1/nodes", node.clone()).await.1["type"], "policy_unsigned");
+    node["verifier_policy"] = json!(signed);
+    let (status, added) = api.post("/api/v1/nodes", node).await;
+    assert_eq!(status, StatusCode::CREATED, "{added}");
+    assert_eq!((&added["policy"], &added["verifier_policy"]), (&json!(unsigned), &json!(signed)));
+    let patch = async |body: Value| {
+        api.send(admin, Method::PATCH, "/api/v1/nodes/edge-1", serde_json::to_vec(&body).unwrap()).await
+    };
+    assert_eq!(patch(json!({"verifier_policy": unsigned})).await.1["type"], "policy_unsigned");
+    // Back to one for both: the tenant's would not do for the verifier.
+    assert_eq!(patch(json!({"policy": unsigned, "verifier_policy": ""})).await.1["type"], "policy_unsigned");
+    let (status, changed) = patch(json!({"policy": signed, "verifier_policy": ""})).await;
+    assert_eq!(status, StatusCode::OK, "{changed}");
+    assert_eq!((&changed["policy"], changed.get("verifier_policy")), (&json!(signed), None));
+}
+
+#[tokio::test]
+async fn verifier_and_tenant_may_judge_by_different_policies() {
+    let api = Api::start().await;
+    let admin = Some(api.admin.expose());
+    let (_, first) = api.send(admin, Method::POST, "/api/v1/policies", POLICY.into()).await;
+    let second = POLICY.replace("edge", "edge-verifier");
+    let (_, second) = api.send(admin, Method::POST, "/api/v1/policies", second.into()).await;
+    let (id, mut node) = (NodeId([5; 32]), api.node("edge-1", NodeId([5; 32])));
+    node["policy"] = first["id"].clone();
+    api.post("/api/v1/nodes", node).await;
+    let verifiers =
+        async || api.app.verifier.store().node(id).await.unwrap().unwrap().policy.map(|id| hex::encode(id.0));
+    assert_eq!(verifiers().await.as_deref(), first["id"].as_str());
+    let patch = async |body: Value| {
+        api.send(admin, Method::PATCH, "/api/v1/nodes/edge-1", serde_json::to_vec(&body).unwrap()).await
+    };
+    let (status, changed) = patch(json!({"verifier_policy": "edge-verifier"})).await;
+    assert_eq!((status, &changed["verifier_policy"]), (StatusCode::OK, &second["id"]), "{changed}");
+    assert_eq!(changed["policy"], first["id"]);
+    assert_eq!(verifiers().await.as_deref(), second["id"].as_str());
+    assert_eq!(
+        api.app.tenant.store().node_by_id(id).await.unwrap().unwrap().policy.map(|id| hex::encode(id.0)).as_deref(),
+        first["id"].as_str()
+    );
+    patch(json!({"verifier_policy": ""})).await;
+    assert_eq!(verifiers().await.as_deref(), first["id"].as_str());
+}
+
+fn policy_key(byte: u8) -> (p256::ecdsa::SigningKey, [u8; 65]) {
+    let key = p256::ecdsa::SigningKey::from_slice(&[byte; 32]).unwrap();
+    let point = key.verifying_key().to_encoded_point(false).as_bytes().try_into().unwrap();
+    (key, point)
+}
+
+#[tokio::test]
 async fn a_policy_is_stored_as_it_came_and_found_by_id_and_name() {
     let api = Api::start().await;
     let admin = Some(api.admin.expose());
@@ -296,7 +380,7 @@ async fn a_policy_is_stored_as_it_came_and_found_by_id_and_name() {
         )
         .await;
     assert_eq!((status, &body["type"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("policy_invalid")));
-    let (status, body) = api.send(admin, Method::POST, "/api/v1/policies", vec![b' '; (1 << 20) + 1]).await;
+    let (status, body) = api.send(admin, Method::POST, "/api/v1/policies", vec![b' '; (32 << 20) + 1]).await;
     assert_eq!((status, &body["type"]), (StatusCode::PAYLOAD_TOO_LARGE, &json!("too_large")));
 }
 
@@ -446,4 +530,131 @@ async fn the_first_token_is_taken_over_once() {
     assert!(!data_dir.join(init::FIRST_TOKEN).exists());
     init::import_first_token(&data_dir, &**api.app.tenant.store()).await.unwrap();
     assert_eq!(api.get("/api/v1/tokens").await.1["tokens"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn evidence_is_given_with_its_logs_where_they_are_asked_for() {
+    let api = Api::start().await;
+    let id = NodeId([1; 32]);
+    api.post("/api/v1/nodes", api.node("edge-1", id)).await;
+    let path = "/api/v1/nodes/edge-1/evidence";
+    assert_eq!(api.get(path).await.1["type"], "no_evidence");
+    let (row, _, _) = crate::evidence::tests::sample(id);
+    let list = crate::evidence::tests::sample_list();
+    let store = api.app.verifier.store();
+    store.put_evidence(&row).await.unwrap();
+    store.put_ima_part(id, 0, 4, &list, (row.reset_count, row.restart_count)).await.unwrap();
+    store.put_boot_log(row.boot_log.unwrap(), b"a boot log").await.unwrap();
+    let (status, body) = api.get(path).await;
+    assert_eq!((status, &body["logs"], &body["ima_entries"]), (StatusCode::OK, &Value::Null, &json!(4)), "{body}");
+    assert_eq!(body["pcrs"]["sha256"]["7"], hex::encode(&row.pcrs[1].2));
+    assert!(body["at_ms"].as_i64().is_some_and(|at_ms| at_ms > 0));
+    let logs = api.get(&format!("{path}?logs=true")).await.1["logs"].clone();
+    let decoded = |field: &str| STANDARD.decode(logs[field].as_str().unwrap()).unwrap();
+    assert_eq!((decoded("boot_log"), decoded("command_line")), (b"a boot log".to_vec(), b"quiet".to_vec()));
+    assert_eq!((decoded("ima_list"), &logs["ima_list_entries"]), (list, &json!(4)));
+    assert_eq!(logs["userspace_log"], Value::Null);
+    assert_eq!(api.get(&format!("{path}?role=tenant")).await.1["type"], "no_evidence");
+    assert_eq!(api.get(&format!("{path}?role=registrar")).await.1["type"], "bad_request");
+}
+
+#[tokio::test]
+async fn a_policy_is_tried_on_what_nodes_showed_and_is_not_stored() {
+    let api = Api::start().await;
+    let id = NodeId([1; 32]);
+    api.post("/api/v1/nodes", api.node("edge-1", id)).await;
+    api.post("/api/v1/nodes", api.node("edge-2", NodeId([2; 32]))).await;
+    let (row, ak_public, policy) = crate::evidence::tests::sample(id);
+    let store = api.app.verifier.store();
+    store.pin_ak(id, row.ak_name, &ak_public).await.unwrap();
+    store.put_evidence(&row).await.unwrap();
+    let list = crate::evidence::tests::sample_list();
+    store.put_ima_part(id, 0, 4, &list, (row.reset_count, row.restart_count)).await.unwrap();
+
+    let path = "/api/v1/policies/try";
+    let (status, body) = api.post(path, json!({"policy": policy})).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    let outcomes = [&body["nodes"][0]["outcome"], &body["nodes"][1]["outcome"]];
+    // The boot log's digest is stored, the log is not.
+    assert_eq!(outcomes, ["cannot_tell", "no_evidence"], "{body}");
+    assert!(body["nodes"][0]["evidence_at_ms"].is_i64());
+    assert_eq!(body["nodes"][1]["evidence_at_ms"], Value::Null);
+    let (_, body) = api.post(path, json!({"policy": POLICY, "nodes": ["edge-1", "edge-1"]})).await;
+    let [node] = body["nodes"].as_array().unwrap().as_slice() else { panic!("{body}") };
+    assert_eq!((&node["outcome"], &node["findings"][0]["code"]), (&json!("failed"), &json!("pcr_mismatch")), "{body}");
+    assert!(api.get("/api/v1/policies").await.1["policies"].as_array().unwrap().is_empty());
+
+    // One that is stored, by its name.
+    api.send(Some(api.admin.expose()), Method::POST, "/api/v1/policies", POLICY.into()).await;
+    let (_, by_name) = api.post(path, json!({"policy": "edge", "nodes": ["edge-1"]})).await;
+    assert_eq!(by_name["policy"], body["policy"]);
+    for (request, kind) in [
+        (json!({"policy": "version = 2"}), "policy_invalid"),
+        (json!({"policy": "nowhere"}), "unknown_policy"),
+        (json!({"policy": POLICY, "nodes": ["edge-3"]}), "unknown_node"),
+        (json!({"policy": POLICY, "nodes": vec!["edge-1"; 501]}), "too_many_nodes"),
+        (json!({"policy": POLICY, "else": 1}), "bad_request"),
+    ] {
+        let (_, body) = api.post(path, request).await;
+        assert_eq!(body["type"], kind, "{body}");
+    }
+    let (_, made) = api.post("/api/v1/tokens", json!({"role": "viewer", "expires_in_ms": 60_000})).await;
+    let body = serde_json::to_vec(&json!({"policy": POLICY})).unwrap();
+    let (status, _) = api.send(made["token"].as_str(), Method::POST, path, body).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_node_in_quarantine_is_listed_explained_and_admitted_only_with_a_reason() {
+    use crate::store::registrar::{Hardware, Quarantined};
+
+    let api = Api::start().await;
+    let id = NodeId([0xab; 32]);
+    let waiting = |id| Quarantined {
+        node_id: id,
+        ek_public: vec![1; 60],
+        ek_chain: Vec::new(),
+        ak_public: vec![2; 60],
+        ak_name: protocol::bytes::Array([3; 34]),
+        hardware: Hardware::Unproven,
+        peer: "192.0.2.7".into(),
+        first_ms: 0,
+        last_ms: 0,
+    };
+    let store = api.app.registrar.store();
+    assert_eq!(api.get("/api/v1/quarantine").await.1["nodes"], json!([]));
+    store.quarantine(&waiting(id), 10).await.unwrap();
+    store.quarantine(&waiting(NodeId([0xcd; 32])), 10).await.unwrap();
+    let (status, list) = api.get("/api/v1/quarantine").await;
+    assert_eq!((status, list["nodes"].as_array().unwrap().len()), (StatusCode::OK, 2), "{list}");
+    let (_, report) = api.get(&format!("/api/v1/nodes/{id}/ek")).await;
+    assert_eq!(report["judgements"][0]["code"], "ek_not_a_key", "{report}");
+    // It is no node of ours yet.
+    assert_eq!(api.get(&format!("/api/v1/nodes/{id}")).await.1["type"], "unknown_node");
+
+    let approve = format!("/api/v1/quarantine/{}/approve", &id.to_string()[..10]);
+    let pins = api.node("x", id)["pins"].clone();
+    let approval = |name: &str, reason: &str| json!({"name": name, "reason": reason, "pins": pins});
+    for (name, reason) in [("edge-7", " "), ("edge-7", "two\nlines"), ("Edge", "ours")] {
+        assert_eq!(api.post(&approve, approval(name, reason)).await.1["type"], "bad_request", "{name} {reason:?}");
+    }
+    assert_eq!(store.admitted_name(id).await.unwrap(), None);
+    let (status, node) = api.post(&approve, approval("edge-7", "read from its label")).await;
+    assert_eq!((status, &node["node_id"]), (StatusCode::CREATED, &json!(id.to_string())), "{node}");
+    assert_eq!(store.admitted_name(id).await.unwrap().as_deref(), Some("edge-7"));
+    assert_eq!(api.post(&approve, approval("edge-8", "again")).await.1["type"], "nothing_to_approve");
+    let events = api.get("/api/v1/nodes/edge-7/events").await.1;
+    let approved = |event: &Value| {
+        let detail = event["detail"].as_str().unwrap_or_default();
+        event["kind"] == "approved"
+            && detail.contains("read from its label")
+            && detail.contains("no trusted manufacturer")
+    };
+    assert!(events["events"].as_array().unwrap().iter().any(approved), "{events}");
+
+    let reject = format!("/api/v1/quarantine/{}/reject", NodeId([0xcd; 32]));
+    assert_eq!(api.post(&reject, json!({"reason": ""})).await.1["type"], "bad_request");
+    assert_eq!(api.post(&reject, json!({"reason": "not ours"})).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(api.post(&reject, json!({"reason": "not ours"})).await.1["type"], "nothing_to_approve");
+    assert_eq!(api.get("/api/v1/quarantine").await.1["nodes"], json!([]));
 }

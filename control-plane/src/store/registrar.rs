@@ -70,6 +70,29 @@ pub struct Binding {
     pub bound_ms: UnixMs,
 }
 
+/// A node that proved one TPM to hold its keys, and that nobody has admitted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Quarantined {
+    /// Digest of the EK.
+    pub node_id: NodeId,
+    /// TPMT_PUBLIC.
+    pub ek_public: Vec<u8>,
+    /// DER certificates, leaf first; may be empty.
+    pub ek_chain: Vec<Vec<u8>>,
+    /// TPMT_PUBLIC.
+    pub ak_public: Vec<u8>,
+    /// Name of the AK that it came with last.
+    pub ak_name: AkName,
+    /// What is known of its TPM; never [`Hardware::AllowListed`].
+    pub hardware: Hardware,
+    /// Where it came from last.
+    pub peer: String,
+    /// When it came first.
+    pub first_ms: UnixMs,
+    /// When it came last.
+    pub last_ms: UnixMs,
+}
+
 /// The registrar's store.
 #[async_trait]
 pub trait RegistrarStore: EventStore {
@@ -87,6 +110,20 @@ pub trait RegistrarStore: EventStore {
     async fn binding(&self, node_id: NodeId) -> Result<Option<Binding>, StoreError>;
     /// All bindings' node ids whose hex begins with `prefix` (lower case), at most `limit`.
     async fn bound_nodes(&self, prefix: &str, limit: u32) -> Result<Vec<NodeId>, StoreError>;
+    /// Bindings by node id, ascending, after one of them, at most `limit`.
+    async fn bindings(&self, after: Option<NodeId>, limit: u32) -> Result<Vec<Binding>, StoreError>;
+    /// What is now known of the TPM of a bound node, or of one in quarantine.
+    async fn set_hardware(&self, node_id: NodeId, hardware: &Hardware) -> Result<(), StoreError>;
+    /// Puts a node into quarantine, or writes down that it came again, with what it showed then. Of more than `max` those
+    /// whose hardware is not proven go first, and of them the ones not seen for longest; `first_ms` and `last_ms` of
+    /// `node` are not used.
+    async fn quarantine(&self, node: &Quarantined, max: u32) -> Result<(), StoreError>;
+    /// A node in quarantine.
+    async fn quarantined_node(&self, node_id: NodeId) -> Result<Option<Quarantined>, StoreError>;
+    /// All nodes in quarantine, the one seen last first, at most `limit`.
+    async fn quarantined(&self, limit: u32) -> Result<Vec<Quarantined>, StoreError>;
+    /// Takes a node out of quarantine; `false` if it was not there. Admission and binding do it too.
+    async fn leave_quarantine(&self, node_id: NodeId) -> Result<bool, StoreError>;
     /// Binds in one transaction: uniqueness both ways, and uses up the join token if one was proven. The same pair again
     /// (by whatever admission) changes nothing and succeeds.
     ///

@@ -17,6 +17,8 @@ pub struct TenantNode {
     pub join_id: Option<JoinId>,
     /// The policy in force.
     pub policy: Option<PolicyId>,
+    /// What the verifier judges by instead.
+    pub verifier_policy: Option<PolicyId>,
     /// Round interval.
     pub interval_ms: i64,
     /// What its agent pins.
@@ -31,6 +33,13 @@ pub struct TenantNode {
     pub synced: i64,
     /// When it was added.
     pub created_ms: UnixMs,
+}
+
+impl TenantNode {
+    /// What the verifier judges by: its own policy if it has one, else the tenant's.
+    pub fn policy_of_verifier(&self) -> Option<PolicyId> {
+        self.verifier_policy.or(self.policy)
+    }
 }
 
 /// How a new node will be recognised.
@@ -77,6 +86,8 @@ pub struct NewNode {
     pub admission: NewAdmission,
     /// The policy in force.
     pub policy: Option<PolicyId>,
+    /// What the verifier judges by instead.
+    pub verifier_policy: Option<PolicyId>,
     /// Round interval.
     pub interval_ms: i64,
     /// What its agent pins.
@@ -90,6 +101,8 @@ pub struct NewNode {
 pub struct NodeChange {
     /// Another policy.
     pub policy: Option<PolicyId>,
+    /// Another policy for the verifier; `Some(None)` has it judge by the tenant's again.
+    pub verifier_policy: Option<Option<PolicyId>>,
     /// Another interval.
     pub interval_ms: Option<i64>,
     /// Another payload: takes effect at the node's next boot.

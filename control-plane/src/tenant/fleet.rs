@@ -38,6 +38,11 @@ impl Tenant {
         if let Some(policy) = &change.policy {
             changes.push(format!("policy {policy:?}"));
         }
+        match &change.verifier_policy {
+            Some(Some(policy)) => changes.push(format!("policy {policy:?} for the verifier")),
+            Some(None) => changes.push("one policy for verifier and tenant".into()),
+            None => {}
+        }
         if let Some(interval_ms) = change.interval_ms {
             changes.push(format!("interval {interval_ms} ms"));
         }
@@ -125,7 +130,8 @@ impl Tenant {
             (None, Some(node_id)) => self.registrar.admit_node(node_id, &node.name).await.map_err(store_error)?,
             (None, None) => return Err(StoreError::Corrupt("node without admission")),
         }
-        if let Some(policy) = node.policy {
+        let policy = node.policy_of_verifier();
+        if let Some(policy) = policy {
             let row = self.store.policy(policy).await?.ok_or(StoreError::NotFound("policy"))?;
             self.verifier.policy(&row.name, &row.body).await.map_err(store_error)?;
         }
@@ -142,7 +148,7 @@ impl Tenant {
             subject,
             node_id: node.node_id,
             name: node.name.clone(),
-            policy: node.policy,
+            policy,
             interval_ms: node.interval_ms,
             pins: node.pins.clone(),
             sealing_subject: sealing.as_ref().map(|sealing| sealing.subject),

@@ -1,8 +1,10 @@
 //! Policies, logs, trust, verdicts and releases: the same for verifier and tenant, and tested on both.
 
 use control_plane::store::{
-    AppraiserStore, Checkpoint, Conflict, EventFilter, NewEvent, Outcome, Release, Trust, UnixMs, VerdictRow, Written,
+    AppraiserStore, Checkpoint, Conflict, EventFilter, EvidenceRow, ImaList, NewEvent, Outcome, Release, Trust, UnixMs,
+    VerdictRow, Written,
 };
+use protocol::limits;
 
 use super::stores::{Stores, ak, conflict, loser, node, policy, sealing_id};
 
@@ -35,6 +37,7 @@ pub(crate) fn checkpoint(number: u8) -> Checkpoint {
         boot_log: Some([number; 32]),
         ima_entries: number.into(),
         ima_pcrs: vec![(11, vec![number; 32])],
+        ima_keys: vec![vec![number; 91]],
         policy: Some([number; 32]),
     }
 }
@@ -453,12 +456,169 @@ pub(crate) async fn at_most_two_hundred_unconfirmed_releases_of_a_node_are_kept(
     assert_eq!(conflict(store.add_release(&release(1, 1, 6)).await), Conflict::AlreadyDelivered);
 }
 
+/// The boot that the lists here are of.
+const BOOT: (u32, u32) = (7, u32::MAX);
+
+fn evidence(number: u8) -> EvidenceRow {
+    EvidenceRow {
+        node_id: node(number),
+        at_ms: 0,
+        purpose: "attest".into(),
+        attested: vec![number; 145],
+        signature: vec![1; 72],
+        qualifying_data: [number; 32],
+        ak_name: ak(number),
+        hardware: "certified".into(),
+        pcrs: vec![(4, 0, vec![1; 20]), (11, 23, vec![number; 32])],
+        reset_count: 7,
+        restart_count: u32::MAX,
+        boot_log: Some([3; 32]),
+        command_line: Some(b"quiet \xff".to_vec()),
+        userspace: Some(Vec::new()),
+        has_ima: true,
+        ima_entries: Some(12),
+    }
+}
+
+/// One entry of an IMA list; its bytes tell its number, and lengths differ.
+fn entry(number: u32) -> Vec<u8> {
+    let mut entry = 10_u32.to_le_bytes().to_vec();
+    entry.extend_from_slice(&[number as u8; 20]);
+    if number % 3 == 0 {
+        entry.extend_from_slice(b"\x03\0\0\0ima");
+        entry.extend_from_slice(&[2; 20]);
+    } else {
+        entry.extend_from_slice(b"\x06\0\0\0ima-ng");
+    }
+    let data = vec![number as u8; 20 + number as usize % 7];
+    entry.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    entry.extend_from_slice(&data);
+    entry
+}
+
+fn entries(numbers: std::ops::Range<u32>) -> Vec<u8> {
+    numbers.flat_map(entry).collect()
+}
+
+#[track_caller]
+fn assert_list(list: Option<ImaList>, numbers: std::ops::Range<u32>) {
+    let expected = ImaList { epoch: BOOT, entries: numbers.end.into(), bytes: entries(numbers) };
+    assert!(list.as_ref() == Some(&expected), "{:?} entries", list.map(|list| list.entries));
+}
+
+pub(crate) async fn evidence_comes_back_whole_and_only_the_last_is_kept(stores: &Stores) {
+    for store in stores.appraisers() {
+        assert_eq!(store.evidence(node(1)).await.unwrap(), None);
+        let before = store.now_ms().await.unwrap();
+        store.put_evidence(&evidence(1)).await.unwrap();
+        store.put_evidence(&evidence(2)).await.unwrap();
+        let stored = store.evidence(node(1)).await.unwrap().unwrap();
+        assert!(stored.at_ms >= before);
+        assert_eq!(stored, EvidenceRow { at_ms: stored.at_ms, ..evidence(1) });
+        let bare = EvidenceRow {
+            purpose: "bootstrap".into(),
+            boot_log: None,
+            command_line: None,
+            userspace: None,
+            has_ima: false,
+            ima_entries: None,
+            ..evidence(1)
+        };
+        store.put_evidence(&bare).await.unwrap();
+        let stored = store.evidence(node(1)).await.unwrap().unwrap();
+        assert_eq!(stored, EvidenceRow { at_ms: stored.at_ms, ..bare });
+        assert_eq!(store.evidence(node(2)).await.unwrap().unwrap().ima_entries, Some(12));
+    }
+}
+
+pub(crate) async fn an_ima_list_grows_part_by_part(stores: &Stores) {
+    for store in stores.appraisers() {
+        assert_eq!(store.ima_list(node(1)).await.unwrap(), None);
+        let mut end = 0;
+        // Small ones, none, and one that stands alone.
+        for count in [1, 5, 0, 40, 3_000, 1, 2, 900] {
+            let part = entries(end..end + count);
+            store.put_ima_part(node(1), end.into(), count.into(), &part, BOOT).await.unwrap();
+            end += count;
+            assert_list(store.ima_list(node(1)).await.unwrap(), 0..end);
+        }
+        assert_eq!(store.ima_list(node(2)).await.unwrap(), None);
+    }
+}
+
+pub(crate) async fn entries_shown_again_replace_those_kept_from_there_on(stores: &Stores) {
+    for store in stores.appraisers() {
+        store.put_ima_part(node(1), 0, 2_000, &entries(0..2_000), BOOT).await.unwrap();
+        store.put_ima_part(node(1), 2_000, 3, &entries(2_000..2_003), BOOT).await.unwrap();
+        // Fewer than before, from within the last part, from within the first, and from the beginning.
+        for (first, end) in [(2_000, 2_001), (2_000, 2_004), (2_002, 2_003), (1_000, 1_500), (0, 4), (2, 3), (0, 0)] {
+            store.put_ima_part(node(1), first.into(), (end - first).into(), &entries(first..end), BOOT).await.unwrap();
+            match end {
+                0 => assert_eq!(store.ima_list(node(1)).await.unwrap(), None),
+                end => assert_list(store.ima_list(node(1)).await.unwrap(), 0..end),
+            }
+        }
+    }
+}
+
+pub(crate) async fn a_part_that_leaves_a_gap_is_not_kept(stores: &Stores) {
+    for store in stores.appraisers() {
+        store.put_ima_part(node(1), 3, 1, &entries(3..4), BOOT).await.unwrap();
+        assert_eq!(store.ima_list(node(1)).await.unwrap(), None);
+        store.put_ima_part(node(1), 0, 2, &entries(0..2), BOOT).await.unwrap();
+        store.put_ima_part(node(1), 3, 1, &entries(3..4), BOOT).await.unwrap();
+        assert_list(store.ima_list(node(1)).await.unwrap(), 0..2);
+    }
+}
+
+pub(crate) async fn another_boot_begins_the_list_anew(stores: &Stores) {
+    for store in stores.appraisers() {
+        store.put_ima_part(node(1), 0, 9, &entries(0..9), (7, 0)).await.unwrap();
+        store.put_ima_part(node(1), 9, 1, &entries(9..10), BOOT).await.unwrap();
+        assert_eq!(store.ima_list(node(1)).await.unwrap(), None);
+        store.put_ima_part(node(1), 0, 9, &entries(0..9), (6, u32::MAX)).await.unwrap();
+        store.put_ima_part(node(1), 0, 2, &entries(0..2), BOOT).await.unwrap();
+        assert_list(store.ima_list(node(1)).await.unwrap(), 0..2);
+    }
+}
+
+pub(crate) async fn a_list_above_its_limit_is_not_kept(stores: &Stores) {
+    let store = &*stores.tenant;
+    let mut long = entry(1);
+    let len = limits::MAX_IMA_LOG_LEN - long.len() - 3;
+    long.resize(long.len() + len, 1);
+    // The length of the data of an ima-ng entry.
+    long[34..38].copy_from_slice(&((20 + 1 + len) as u32).to_le_bytes());
+    store.put_ima_part(node(1), 0, 1, &long, BOOT).await.unwrap();
+    store.put_ima_part(node(1), 1, 1, &entry(1), BOOT).await.unwrap();
+    let list = store.ima_list(node(1)).await.unwrap().unwrap();
+    assert_eq!((list.entries, list.bytes.len()), (1, limits::MAX_IMA_LOG_LEN - 3));
+}
+
+pub(crate) async fn racing_parts_leave_a_list_without_gaps(stores: &Stores) {
+    for store in stores.appraisers() {
+        for _ in 0..10 {
+            let (one, two) = (entries(0..5), entries(0..9));
+            let (a, b) = tokio::join!(
+                store.put_ima_part(node(1), 0, 5, &one, BOOT),
+                store.put_ima_part(node(1), 0, 9, &two, BOOT)
+            );
+            a.unwrap();
+            b.unwrap();
+            let end = store.ima_list(node(1)).await.unwrap().unwrap().entries;
+            assert!(end == 5 || end == 9, "{end}");
+        }
+    }
+}
+
 pub(crate) async fn a_forgotten_node_leaves_only_events(stores: &Stores) {
     for store in stores.appraisers() {
         for number in [1, 2] {
             store.pin_ak(node(number), ak(number), b"public").await.unwrap();
             store.write_verdict(&verdict(number, Outcome::Failed, (1, 1), 0), None).await.unwrap();
             store.add_release(&release(number, 1, 7)).await.unwrap();
+            store.put_evidence(&evidence(number)).await.unwrap();
+            store.put_ima_part(node(number), 0, 1, &entries(0..1), BOOT).await.unwrap();
         }
         let event = NewEvent { node_id: Some(node(1)), name: None, kind: "bound", detail: String::new() };
         store.add_event(&event).await.unwrap();
@@ -466,6 +626,10 @@ pub(crate) async fn a_forgotten_node_leaves_only_events(stores: &Stores) {
         assert_eq!(store.attestation(node(1)).await.unwrap(), None);
         assert!(store.verdicts(Some(node(1)), 10).await.unwrap().is_empty());
         assert!(store.releases(node(1), 10).await.unwrap().is_empty());
+        assert_eq!(store.evidence(node(1)).await.unwrap(), None);
+        assert_eq!(store.ima_list(node(1)).await.unwrap(), None);
+        assert!(store.evidence(node(2)).await.unwrap().is_some());
+        assert!(store.ima_list(node(2)).await.unwrap().is_some());
         assert!(store.attestation(node(2)).await.unwrap().is_some());
         assert_eq!(store.verdicts(None, 10).await.unwrap().len(), 1);
         assert_eq!(store.releases(node(2), 10).await.unwrap().len(), 1);

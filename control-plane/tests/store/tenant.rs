@@ -17,6 +17,7 @@ pub(crate) fn by_id(name: &str, number: u8) -> NewNode {
         name: name.into(),
         admission: NewAdmission::Node(node(number)),
         policy: Some(policy(number)),
+        verifier_policy: None,
         interval_ms: 10_000,
         pins: Pins { tenant_keys: vec!["04aa".into(), "04bb".into()], autorun: false },
         sealing_id: None,
@@ -42,9 +43,10 @@ pub(crate) async fn a_node_by_id_comes_back_whole(stores: &Stores) {
     let store = &stores.tenant;
     assert_eq!(store.node_by_name("edge-1").await.unwrap(), None);
     sealing::complete(stores, 1).await;
-    let new = NewNode { sealing_id: Some(sealing_id(1)), ..by_id("edge-1", 1) };
+    let new = NewNode { sealing_id: Some(sealing_id(1)), verifier_policy: Some(policy(4)), ..by_id("edge-1", 1) };
     store.add_node(&new).await.unwrap();
     let stored = store.node_by_name("edge-1").await.unwrap().unwrap();
+    assert_eq!((stored.verifier_policy, stored.policy_of_verifier()), (Some(policy(4)), Some(policy(4))));
     assert_eq!((stored.name.as_str(), stored.node_id, stored.join_id), ("edge-1", Some(node(1)), None));
     assert_eq!((stored.policy, stored.interval_ms, &stored.pins), (new.policy, 10_000, &new.pins));
     assert_eq!((stored.sealing_id, stored.stopped), (Some(sealing_id(1)), false));
@@ -145,6 +147,9 @@ pub(crate) async fn a_change_touches_only_what_it_names_and_raises_the_revision(
         NodeChange { stopped: Some(true), ..NodeChange::default() },
         NodeChange { pins: Some(pins.clone()), ..NodeChange::default() },
         NodeChange { stopped: Some(false), ..NodeChange::default() },
+        NodeChange { verifier_policy: Some(Some(policy(8))), ..NodeChange::default() },
+        NodeChange { policy: Some(policy(7)), ..NodeChange::default() },
+        NodeChange { verifier_policy: Some(None), ..NodeChange::default() },
         NodeChange::default(),
     ];
     for (index, change) in changes.iter().enumerate() {
@@ -154,6 +159,9 @@ pub(crate) async fn a_change_touches_only_what_it_names_and_raises_the_revision(
             2 => expected.stopped = true,
             3 => expected.pins = pins.clone(),
             4 => expected.stopped = false,
+            5 => expected.verifier_policy = Some(policy(8)),
+            6 => expected.policy = Some(policy(7)),
+            7 => expected.verifier_policy = None,
             _ => {}
         }
         expected.revision += 1;

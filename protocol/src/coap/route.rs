@@ -40,6 +40,8 @@ pub enum RouteName {
     Challenge,
     LogBoot,
     LogIma,
+    LogCommandLine,
+    LogUserspace,
     Share,
     Revocation,
     WellKnownCore,
@@ -47,7 +49,7 @@ pub enum RouteName {
 
 impl RouteName {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::Enrol,
         Self::Activate,
@@ -58,6 +60,8 @@ impl RouteName {
         Self::Challenge,
         Self::LogBoot,
         Self::LogIma,
+        Self::LogCommandLine,
+        Self::LogUserspace,
         Self::Share,
         Self::Revocation,
         Self::WellKnownCore,
@@ -76,13 +80,15 @@ impl RouteName {
             Self::Challenge => (Method::Post, &["v1", "challenge"], Side::Agent),
             Self::LogBoot => (Method::Get, &["v1", "log", "boot"], Side::Agent),
             Self::LogIma => (Method::Get, &["v1", "log", "ima"], Side::Agent),
+            Self::LogCommandLine => (Method::Get, &["v1", "log", "command-line"], Side::Agent),
+            Self::LogUserspace => (Method::Get, &["v1", "log", "userspace"], Side::Agent),
             Self::Share => (Method::Post, &["v1", "share"], Side::Agent),
             Self::Revocation => (Method::Post, &["v1", "revocation"], Side::Agent),
             Self::WellKnownCore => (Method::Get, &[".well-known", "core"], Side::Both),
         }
     }
 
-    /// The short name of logs: the path without version, `log/boot` and `log/ima` included.
+    /// The short name of logs: the path without version, `log/boot` and its like included.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Hello => "hello",
@@ -95,6 +101,8 @@ impl RouteName {
             Self::Challenge => "challenge",
             Self::LogBoot => "log/boot",
             Self::LogIma => "log/ima",
+            Self::LogCommandLine => "log/command-line",
+            Self::LogUserspace => "log/userspace",
             Self::Share => "share",
             Self::Revocation => "revocation",
             Self::WellKnownCore => "well-known/core",
@@ -119,6 +127,8 @@ pub enum Route {
         /// The first entry wanted.
         from: u64,
     },
+    LogCommandLine,
+    LogUserspace,
     Share,
     Revocation,
     WellKnownCore,
@@ -171,6 +181,8 @@ impl Route {
                 (RouteName::Report, []) => Self::Report,
                 (RouteName::Challenge, []) => Self::Challenge,
                 (RouteName::LogBoot, []) => Self::LogBoot,
+                (RouteName::LogCommandLine, []) => Self::LogCommandLine,
+                (RouteName::LogUserspace, []) => Self::LogUserspace,
                 (RouteName::Share, []) => Self::Share,
                 (RouteName::Revocation, []) => Self::Revocation,
                 (RouteName::WellKnownCore, []) => Self::WellKnownCore,
@@ -193,6 +205,8 @@ impl Route {
             Self::Challenge => RouteName::Challenge,
             Self::LogBoot => RouteName::LogBoot,
             Self::LogIma { .. } => RouteName::LogIma,
+            Self::LogCommandLine => RouteName::LogCommandLine,
+            Self::LogUserspace => RouteName::LogUserspace,
             Self::Share => RouteName::Share,
             Self::Revocation => RouteName::Revocation,
             Self::WellKnownCore => RouteName::WellKnownCore,
@@ -256,6 +270,8 @@ mod tests {
             Route::Challenge,
             Route::LogBoot,
             Route::LogIma { from: 17 },
+            Route::LogCommandLine,
+            Route::LogUserspace,
             Route::Share,
             Route::Revocation,
             Route::WellKnownCore,

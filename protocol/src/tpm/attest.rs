@@ -81,10 +81,22 @@ impl TpmsAttest {
     /// # Errors
     /// [`AttestError::NotMadeByTpm`] and [`AttestError::NotAQuote`] come before anything else is looked at.
     pub fn decode(bytes: &[u8]) -> Result<Self, AttestError> {
+        Self::decode_at(bytes).map_err(|(error, _)| error)
+    }
+
+    /// As [`decode`](Self::decode); an error comes with the offset in bytes at which the reading stopped.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_at(bytes: &[u8]) -> Result<Self, (AttestError, usize)> {
         if bytes.len() > limits::MAX_ATTEST_LEN {
-            return Err(CodecError::TooLong.into());
+            return Err((CodecError::TooLong.into(), limits::MAX_ATTEST_LEN));
         }
         let mut reader = Reader::new(bytes);
+        Self::read(&mut reader).map_err(|error| (error, bytes.len().saturating_sub(reader.remaining())))
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, AttestError> {
         match reader.u32()? {
             TPM_GENERATED_VALUE => {}
             other => return Err(AttestError::NotMadeByTpm(other)),
@@ -96,9 +108,9 @@ impl TpmsAttest {
         let qualified_signer = Name::decode(reader.tpm2b(Name::MAX_LEN)?)?;
         let extra_data =
             heapless::Vec::from_slice(reader.tpm2b(MAX_EXTRA_DATA_LEN)?).map_err(|_| CodecError::TooLong)?;
-        let clock_info = ClockInfo::decode(&mut reader)?;
+        let clock_info = ClockInfo::decode(reader)?;
         let firmware_version = reader.u64()?;
-        let pcr_select = PcrSelectionList::decode(&mut reader)?;
+        let pcr_select = PcrSelectionList::decode(reader)?;
         let pcr_digest = Digest::new(reader.tpm2b(Digest::MAX_LEN)?)?;
         if !HashAlg::ALL.iter().any(|hash| hash.digest_len() == pcr_digest.len()) {
             return Err(CodecError::BadValue.into());

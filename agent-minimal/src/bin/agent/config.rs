@@ -130,6 +130,10 @@ pub(crate) struct Settings {
     pub(crate) boot_log: PathBuf,
     /// The kernel's measurement list, in binary form.
     pub(crate) ima_log: PathBuf,
+    /// The kernel's command line.
+    pub(crate) command_line: PathBuf,
+    /// What userspace measured.
+    pub(crate) userspace_log: PathBuf,
 }
 
 impl Default for Settings {
@@ -150,9 +154,16 @@ impl Default for Settings {
             log: log::Settings::default(),
             boot_log: "/sys/kernel/security/tpm0/binary_bios_measurements".into(),
             ima_log: "/sys/kernel/security/ima/binary_runtime_measurements".into(),
+            command_line: COMMAND_LINE.into(),
+            userspace_log: USERSPACE_LOG.into(),
         }
     }
 }
+
+/// The running kernel's command line.
+pub(crate) const COMMAND_LINE: &str = "/proc/cmdline";
+/// Where systemd keeps what it measured, in the canonical event log's JSON form.
+pub(crate) const USERSPACE_LOG: &str = "/run/log/systemd/tpm2-measure.log";
 
 /// A setting that cannot be used, and where it stands.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
@@ -381,6 +392,8 @@ struct Values {
     log: Option<log::Settings>,
     boot_log: Option<PathBuf>,
     ima_log: Option<PathBuf>,
+    command_line: Option<PathBuf>,
+    userspace_log: Option<PathBuf>,
 }
 
 impl Values {
@@ -442,6 +455,8 @@ impl Values {
             // For tests and trials: logs that are not the running kernel's.
             "boot-log" if source == Source::Flag => put(&mut self.boot_log, name, value.into())?,
             "ima-log" if source == Source::Flag => put(&mut self.ima_log, name, value.into())?,
+            "command-line" if source == Source::Flag => put(&mut self.command_line, name, value.into())?,
+            "userspace-log" if source == Source::Flag => put(&mut self.userspace_log, name, value.into())?,
             _ => return Err(format!("there is no setting `{name}`; see --help")),
         }
         Ok(())
@@ -467,6 +482,8 @@ impl Values {
         replace(&mut to.log, self.log);
         replace(&mut to.boot_log, self.boot_log);
         replace(&mut to.ima_log, self.ima_log);
+        replace(&mut to.command_line, self.command_line);
+        replace(&mut to.userspace_log, self.userspace_log);
     }
 }
 

@@ -28,9 +28,9 @@ use protocol::{
 
 use crate::{
     boot::{BootError, Booted},
-    config::{Settings, Tcti},
+    config::{self, Settings, Tcti},
     log::{self, Field},
-    logs::Logs,
+    logs::{LogPaths, Logs},
     payload::{AUTORUN_LIMIT, Autorun, Incoming, Placed},
     supervise::Backoff,
     tls::{self, Connection, Connector, Read},
@@ -42,8 +42,8 @@ const IDLE: Duration = Duration::from_secs(90);
 const MAX_READS_TOGETHER: usize = 8;
 /// How often a running autorun is looked at.
 const AUTORUN_POLL: Duration = Duration::from_millis(100);
-/// Fetches of the list that may go on side by side: one a role, and those that were begun anew.
-const MAX_FETCHES: usize = 4;
+/// Fetches of logs that grow that may go on side by side: one a role and log, and those that were begun anew.
+const MAX_FETCHES: usize = 6;
 /// A connection that held so long was good: the next failure waits as short as the first.
 const HEALTHY: Duration = Duration::from_secs(60);
 
@@ -71,7 +71,12 @@ pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let logs = Logs::new(own_log(&settings.tcti, &settings.boot_log), own_log(&settings.tcti, &settings.ima_log));
+    let logs = Logs::new(&LogPaths {
+        boot: own_log(&settings.tcti, &settings.boot_log),
+        ima: own_log(&settings.tcti, &settings.ima_log),
+        command_line: own_log(&settings.tcti, &settings.command_line),
+        userspace: own_log(&settings.tcti, &settings.userspace_log),
+    });
     let mut drive = Drive { settings, booted, logs, started, delivered: false, autorun: None, fetched: Vec::new() };
     backoff.reset();
     loop {
@@ -93,9 +98,10 @@ pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
     }
 }
 
-/// The kernel's logs are about the machine's own TPM: beside a software TPM only logs from elsewhere belong to it.
+/// The system's logs are about the machine's own TPM: beside a software TPM only logs from elsewhere belong to it.
 fn own_log<'l>(tcti: &Tcti, log: &'l Path) -> &'l Path {
-    let of_the_machine = log.starts_with("/sys/kernel/security");
+    let own = [config::COMMAND_LINE, config::USERSPACE_LOG];
+    let of_the_machine = log.starts_with("/sys/kernel/security") || own.iter().any(|own| log == Path::new(own));
     if matches!(tcti, Tcti::Swtpm { .. }) && of_the_machine { Path::new("") } else { log }
 }
 
@@ -120,8 +126,8 @@ struct Drive {
     started: Instant,
     delivered: bool,
     autorun: Option<Autorun>,
-    /// The IMA list grows: a fetch keeps the length it began with. First entry and bytes of the newest fetches.
-    fetched: Vec<(u64, u64)>,
+    /// IMA list and userspace log grow: a fetch keeps the length it began with. Log and bytes of the newest fetches.
+    fetched: Vec<(Log, u64)>,
 }
 
 /// What belongs to one connection.
@@ -330,16 +336,21 @@ impl Drive {
     ) -> Result<(Slice, Vec<u8>), String> {
         let len = match log {
             Log::Boot => self.logs.boot_state().map_err(|why| why.to_string())?.map(|state| u64::from(state.len)),
-            Log::Ima { from } if block.is_none_or(|block| block.num() == 0) => {
-                let len = self.logs.ima_len(from).map_err(|why| why.to_string())?;
-                self.fetched.retain(|(of, _)| *of != from);
+            Log::CommandLine => self.logs.command_line().map_err(|why| why.to_string())?.map(|line| line.len() as u64),
+            Log::Ima { .. } | Log::Userspace if block.is_none_or(|block| block.num() == 0) => {
+                let len = match log {
+                    Log::Ima { from } => self.logs.ima_len(from),
+                    _ => self.logs.userspace_len(),
+                };
+                let len = len.map_err(|why| why.to_string())?;
+                self.fetched.retain(|(of, _)| *of != log);
                 if let Some(len) = len {
                     self.fetched.truncate(MAX_FETCHES - 1);
-                    self.fetched.insert(0, (from, len));
+                    self.fetched.insert(0, (log, len));
                 }
                 len
             }
-            Log::Ima { from } => self.fetched.iter().find(|(of, _)| *of == from).map(|(_, len)| *len),
+            Log::Ima { .. } | Log::Userspace => self.fetched.iter().find(|(of, _)| *of == log).map(|(_, len)| *len),
         };
         let len = len.ok_or("there is no such log")?;
         let len = usize::try_from(len).map_err(|_| "the log is too long")?;
@@ -348,6 +359,8 @@ impl Drive {
         let read = match log {
             Log::Boot => self.logs.read_boot_log(slice.offset as u64, &mut bytes),
             Log::Ima { from } => self.logs.ima_from(from, slice.offset as u64, &mut bytes),
+            Log::CommandLine => self.logs.read_command_line(slice.offset, &mut bytes),
+            Log::Userspace => self.logs.read_userspace(slice.offset as u64, &mut bytes),
         };
         let read = read.map_err(|why| why.to_string())?;
         if read != slice.len {

@@ -1,4 +1,5 @@
-//! The two logs of a boot: the firmware's, and the kernel's measurement list (IMA) in its binary form.
+//! The logs of a boot: the firmware's, the kernel's measurement list (IMA) in its binary form, its command line, and what
+//! userspace measured.
 //!
 //! They are read where they are, in small pieces. Nothing is judged here: an entry of the list is only measured, to
 //! know where the next begins.
@@ -29,8 +30,14 @@ pub(crate) enum LogError {
     #[error("the log cannot be read: {0}")]
     Io(#[from] io::Error),
     /// More than a boot log may have.
-    #[error("the boot log is longer than 512 KiB")]
+    #[error("the boot log is longer than 1 MiB")]
     TooLong,
+    /// More than a command line may have.
+    #[error("the kernel's command line is longer than 4 KiB")]
+    CommandLineTooLong,
+    /// More than a userspace log may have.
+    #[error("the userspace log is longer than 1 MiB")]
+    UserspaceTooLong,
     /// Not a list.
     #[error("the measurement list is malformed at entry {0}")]
     Malformed(u64),
@@ -42,13 +49,28 @@ pub(crate) enum LogError {
     },
 }
 
-/// Both logs, and where in them things were found before.
+/// Where the logs are; an empty path is none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogPaths<'p> {
+    /// The firmware's log.
+    pub(crate) boot: &'p Path,
+    /// The kernel's measurement list.
+    pub(crate) ima: &'p Path,
+    /// The kernel's command line.
+    pub(crate) command_line: &'p Path,
+    /// What userspace measured.
+    pub(crate) userspace: &'p Path,
+}
+
+/// The logs, and where in them things were found before.
 #[derive(Debug)]
 pub(crate) struct Logs {
     boot: PathBuf,
     boot_seen: Option<(Identity, BootLogState)>,
     ima: PathBuf,
     list: Option<List>,
+    command_line: PathBuf,
+    userspace: PathBuf,
 }
 
 /// What an unchanged file keeps.
@@ -90,9 +112,16 @@ struct List {
 }
 
 impl Logs {
-    /// Names the two logs; nothing is read yet.
-    pub(crate) fn new(boot: &Path, ima: &Path) -> Self {
-        Self { boot: boot.to_owned(), boot_seen: None, ima: ima.to_owned(), list: None }
+    /// Names the logs; nothing is read yet.
+    pub(crate) fn new(paths: &LogPaths<'_>) -> Self {
+        Self {
+            boot: paths.boot.to_owned(),
+            boot_seen: None,
+            ima: paths.ima.to_owned(),
+            list: None,
+            command_line: paths.command_line.to_owned(),
+            userspace: paths.userspace.to_owned(),
+        }
     }
 
     /// Whether the firmware left a log.
@@ -190,6 +219,60 @@ impl Logs {
         let left = list.end().offset.saturating_sub(start.offset).min(limits::MAX_IMA_LOG_LEN as u64);
         let most = usize::try_from(left.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
         Ok(read_full(&list.file, start.offset.saturating_add(offset), buf.get_mut(..most).unwrap_or_default())?)
+    }
+
+    /// The kernel's command line without its newline; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::CommandLineTooLong`].
+    pub(crate) fn command_line(&self) -> Result<Option<Vec<u8>>, LogError> {
+        let Some(file) = open(&self.command_line)? else { return Ok(None) };
+        // The newline, and one more to see that it is longer.
+        let mut line = vec![0; limits::MAX_COMMAND_LINE_LEN + 2];
+        let len = read_full(&file, 0, &mut line)?;
+        line.truncate(len);
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        if line.len() > limits::MAX_COMMAND_LINE_LEN {
+            return Err(LogError::CommandLineTooLong);
+        }
+        Ok(Some(line))
+    }
+
+    /// Reads the command line from `offset` on, as [`command_line`](Self::command_line) gives it.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub(crate) fn read_command_line(&self, offset: usize, buf: &mut [u8]) -> Result<usize, LogError> {
+        let line = self.command_line()?.unwrap_or_default();
+        let rest = line.get(offset..).unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        if let (Some(to), Some(from)) = (buf.get_mut(..len), rest.get(..len)) {
+            to.copy_from_slice(from);
+        }
+        Ok(len)
+    }
+
+    /// The length of the userspace log in bytes, which only grows; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], [`LogError::UserspaceTooLong`].
+    pub(crate) fn userspace_len(&self) -> Result<Option<u64>, LogError> {
+        let Some(file) = open(&self.userspace)? else { return Ok(None) };
+        let len = file.metadata()?.len();
+        if len > limits::MAX_USERSPACE_LOG_LEN as u64 { Err(LogError::UserspaceTooLong) } else { Ok(Some(len)) }
+    }
+
+    /// Reads the userspace log from `offset` on; fewer bytes than `buf` holds at its end, none without a log.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    pub(crate) fn read_userspace(&self, offset: u64, buf: &mut [u8]) -> Result<usize, LogError> {
+        match open(&self.userspace)? {
+            Some(file) if offset < limits::MAX_USERSPACE_LOG_LEN as u64 => Ok(read_full(&file, offset, buf)?),
+            _ => Ok(0),
+        }
     }
 
     /// The list; opened anew if another file has its name by now, or the file has shrunk.

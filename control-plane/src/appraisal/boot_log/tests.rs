@@ -237,6 +237,88 @@ fn a_malformed_spec_id_event_is_refused() {
     assert_eq!(error(&old_event(0, EV_NO_ACTION, [0; 20], &data)), BootLogError::BadSpecId);
 }
 
+#[test]
+fn an_error_comes_with_the_offset_of_its_event() {
+    let start = spec_id_event(SHA256_ONLY);
+    let one = event(1, 1, &[(0xb, &[0; 32])], b"abc");
+    let offset = start.len() + one.len();
+    let bytes = [start.clone(), one.clone(), one.clone()].concat();
+    for end in offset + 1..bytes.len() {
+        let (error, at) = BootLog::parse_at(&bytes[..end]).unwrap_err();
+        assert_eq!((error, at), (BootLogError::Truncated { event: 2 }, offset), "{end}");
+    }
+    let bad_pcr = event(24, 1, &[(0xb, &[0; 32])], b"");
+    let at = |bytes: &[u8]| BootLog::parse_at(bytes).unwrap_err().1;
+    assert_eq!(at(&[start.clone(), one.clone(), bad_pcr].concat()), offset);
+    assert_eq!(at(&[start, one.clone(), event(1, 1, &[], b"")].concat()), offset);
+    assert_eq!((at(&[]), at(&one[..5]), at(&vec![0; limits::MAX_BOOT_LOG_LEN + 1])), (0, 0, 0));
+}
+
+#[test]
+fn only_pcrs_that_an_event_extended_are_told_as_replayed() {
+    let bytes = [spec_id_event(SHA256_ONLY), locality(&[3]), event(4, 1, &[(0xb, &[1; 32])], b"")].concat();
+    let log = BootLog::parse(&bytes).unwrap();
+    let value = HashAlg::Sha256.digest(&[&[0; 32], &[1; 32]]);
+    assert_eq!(log.replay_extended(HashAlg::Sha256), [(4, value)].into());
+    assert!(log.replay_extended(HashAlg::Sha1).is_empty());
+}
+
+#[test]
+fn types_have_their_names_and_no_action_tells_what_it_is() {
+    assert_eq!(event_type_name(0x8000_00e0), "EV_EFI_VARIABLE_AUTHORITY");
+    assert_eq!((event_type_name(0xd), event_type_name(0xbeef)), ("EV_IPL".into(), "0x0000beef".into()));
+    let told = |data: &[u8]| {
+        let bytes = event(0, EV_NO_ACTION, &[(0xb, &[0; 32])], data);
+        let log = [spec_id_event(SHA256_ONLY), bytes].concat();
+        let log = BootLog::parse(&log).unwrap();
+        let event = *log.events().nth(1).unwrap();
+        format!("{:?}", event.no_action())
+    };
+    assert_eq!(told(b"StartupLocality\0\x03"), "Some(StartupLocality(3))");
+    assert_eq!(told(b"SP800-155 Event3\x01"), "Some(PlatformId { version: 3, body: [1] })");
+    assert_eq!(told(b"Spec ID Event00\0"), "Some(SpecId)");
+    assert_eq!((told(b""), told(&[7; 40])), ("Some(Other)".into(), "Some(Other)".into()));
+    let crtm = [spec_id_event(SHA256_ONLY), event(0, 8, &[(0xb, &[0; 32])], b"StartupLocality\0\x03")].concat();
+    assert_eq!(BootLog::parse(&crtm).unwrap().events().nth(1).unwrap().no_action(), None);
+}
+
+#[test]
+fn sixteen_algorithms_are_read_and_seventeen_refused() {
+    let announced: Vec<(u16, u16)> = (0x100..0x10f).map(|id| (id, 32)).chain([(0xb, 32)]).collect();
+    let digests: Vec<(u16, &[u8])> = announced.iter().map(|(id, _)| (*id, &[6; 32][..])).collect();
+    let bytes = [spec_id_event(&announced), event(1, 1, &digests, b"")].concat();
+    assert_eq!(BootLog::parse(&bytes).unwrap().banks(), [HashAlg::Sha256]);
+    let more = [&announced[..], &[(0xc, 48)]].concat();
+    assert_eq!(error(&spec_id_event(&more)), BootLogError::BadSpecId);
+}
+
+#[test]
+fn logs_without_an_expected_value_replay_to_what_tpm2_tools_computes() {
+    let Some(folder) = test_vectors::folder("boot-logs") else { return };
+    let mut compared = 0;
+    for name in ["option-rom.bin", "crypto-agile.bin", "rhel95-vm-secureboot.bin", "thinkpad-fedora41.bin"] {
+        let bytes = test_vectors::read(&folder, name);
+        let log = ReplayedBootLog::replay(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let run = std::process::Command::new("tpm2_eventlog").arg(folder.join(name)).output();
+        let Ok(output) = run.map_err(|error| println!("skipped: tpm2_eventlog does not run: {error}")) else { return };
+        if !output.status.success() {
+            println!("{name}: tpm2_eventlog has no opinion ({})", output.status);
+            continue;
+        }
+        for (bank, index, value) in expected_pcrs(&String::from_utf8_lossy(&output.stdout)) {
+            let ours = log.value(bank, index).unwrap();
+            // Versions differ in whether they know of StartupLocality.
+            if index == 0 && BootLog::parse(&bytes).unwrap().startup_locality() != 0 && ours.to_string() != value {
+                println!("{name}: tpm2_eventlog does not begin PCR 0 at locality 3");
+                continue;
+            }
+            assert_eq!(ours.to_string(), value, "{name} {bank}:{index}");
+            compared += 1;
+        }
+    }
+    println!("{compared} values compared with tpm2_eventlog");
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_a_log_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400), agile: bool) {

@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -76,6 +78,50 @@ fn a_bank_without_a_named_firmware_pcr_is_asked_for_pcr_0_too() {
     assert_eq!(mask(&format!("accept = [\"no-firmware-measurements\"]\n[pcrs.sha256]\n11 = [\"{A}\"]")), 0x800);
 }
 
+fn signing_key(byte: u8) -> (p256::ecdsa::SigningKey, P256Key) {
+    let key = p256::ecdsa::SigningKey::from_slice(&[byte; 32]).unwrap();
+    let public = P256Key::from_sec1(key.verifying_key().to_encoded_point(false).as_bytes()).unwrap();
+    (key, public)
+}
+
+#[test]
+fn a_signed_policy_is_the_same_policy_under_the_envelopes_address() {
+    let (key, public) = signing_key(1);
+    let text = with("[release]\nphase_pcr = 8");
+    let envelope = dsse::sign(text.as_bytes(), PAYLOAD_TYPE, &key);
+    let opened = Policy::open(&envelope, &PolicyTrust::Signed(vec![public])).unwrap();
+    assert_eq!((opened.name(), opened.release()), ("p", Some(ReleaseRule::PhasePcr(8))));
+    assert_eq!(opened.signer(), Signer::Key(public));
+    assert_eq!(opened.id(), HashAlg::Sha256.digest(&[&envelope]).as_bytes());
+    // Who has no key takes it too, and says that nobody looked.
+    assert_eq!(Policy::parse(&envelope).unwrap().signer(), Signer::Unchecked);
+    assert_eq!(policy(&text).signer(), Signer::None);
+}
+
+#[test]
+fn where_signatures_are_wanted_only_the_right_ones_do() {
+    let ((key, public), (other, _)) = (signing_key(1), signing_key(2));
+    let trust = PolicyTrust::Signed(vec![public]);
+    let text = with("[release]\nphase_pcr = 8");
+    let unsigned = Policy::open(text.as_bytes(), &trust).unwrap_err();
+    assert_eq!((&unsigned, unsigned.code()), (&PolicyError::Unsigned, "policy_unsigned"));
+    let wrong = Policy::open(&dsse::sign(text.as_bytes(), PAYLOAD_TYPE, &other), &trust).unwrap_err();
+    assert!(matches!(wrong, PolicyError::Signature(dsse::DsseError::BadSignature(_))));
+    assert_eq!(wrong.code(), "policy_signature_bad");
+    // What was signed for another use is no policy, whoever is asked.
+    for trust in [trust.clone(), PolicyTrust::Any] {
+        let foreign = Policy::open(&dsse::sign(text.as_bytes(), "application/json", &key), &trust).unwrap_err();
+        assert!(matches!(foreign, PolicyError::Signature(dsse::DsseError::OtherType { .. })), "{foreign:?}");
+    }
+    // A good signature over text that is no policy, or over a second envelope, makes none of it.
+    let inside = dsse::sign(text.as_bytes(), PAYLOAD_TYPE, &key);
+    for payload in [b"version = 2".as_slice(), &inside] {
+        let error = Policy::open(&dsse::sign(payload, PAYLOAD_TYPE, &key), &trust).unwrap_err();
+        assert_eq!(error.code(), "policy_invalid");
+    }
+    assert_eq!(PolicyTrust::from_keys(vec![]), PolicyTrust::Any);
+}
+
 #[test]
 fn what_is_not_known_is_refused() {
     assert!(refused("name = \"p\"").to_string().contains("version"));
@@ -89,6 +135,8 @@ fn what_is_not_known_is_refused() {
     let twice = "accept = [\"sha1\", \"sha1\"]";
     assert_eq!(refused(&with(twice)), PolicyError::DuplicateException("sha1".into()));
     assert_eq!(Policy::parse(&[0xff]).unwrap_err(), PolicyError::NotText);
+    // One long line is not said again.
+    assert!(refused(&format!("x{}", "y".repeat(100_000))).to_string().len() < 2_000);
     assert_eq!(Policy::parse(&vec![b' '; MAX_POLICY_LEN + 1]).unwrap_err(), PolicyError::TooLong);
 }
 
@@ -145,6 +193,31 @@ fn there_is_at_most_one_release_rule_and_it_can_hold() {
     }
     let listed = with(&format!("[pcrs.sha256]\n13 = [\"{A}\"]\n[release]\nphase_pcr = 13"));
     assert_eq!(refused(&listed), PolicyError::PhasePcrListed { place: place("sha256.13") });
+}
+
+#[test]
+fn rules_on_the_boot_log_keep_off_the_phase_pcr() {
+    let rules = |phase: u8, boot: &str| {
+        Policy::parse(with(&format!("[release]\nphase_pcr = {phase}\n[boot]\n{boot}")).as_bytes())
+    };
+    for (phase, boot) in [
+        (13, "pcrs = [0, 13]".to_owned()),
+        (12, "command_line = [\"quiet\"]".to_owned()),
+        (14, format!("[[boot.event]]\nname = \"x\"\npcr = 14\ndigests = [\"{A}\"]")),
+    ] {
+        let error = rules(phase, &boot).unwrap_err();
+        assert!(matches!(&error, PolicyError::Rule { place, .. } if place == "boot"), "{boot}: {error}");
+        assert!(error.to_string().contains(&format!("PCR {phase}")), "{error}");
+        rules(15, &boot).unwrap();
+    }
+}
+
+#[test]
+fn what_rules_on_the_boot_log_are_about_is_quoted() {
+    let policy = policy(&with("[boot]\npcrs = [0, 4]\nsecure_boot = \"on\""));
+    assert_eq!(policy.selection(false).mask(HashAlg::Sha256), 0x91);
+    let with_value = format!("[pcrs.sha384]\n1 = [\"{A}{}\"]\n[boot]\npcrs = [0]", &A[..32]);
+    assert_eq!(super::tests::policy(&with(&with_value)).selection(true).mask(HashAlg::Sha384), 0x403);
 }
 
 #[test]

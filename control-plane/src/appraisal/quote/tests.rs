@@ -257,3 +257,50 @@ proptest::proptest! {
         let _ = AkPublic::from_tpmt(&attested);
     }
 }
+
+#[test]
+fn a_foreign_quote_is_verified_by_signature_and_binding_alone() {
+    for ((public, attest, signature), kind) in captured::QUOTES.into_iter().zip(["ECC P-256", "ECC P-384", "RSA 2048"])
+    {
+        let (attest, signature) = (hex::decode(attest).unwrap(), hex::decode(signature).unwrap());
+        let area = hex::decode(public).unwrap();
+        let spki = TpmtPublic::decode(&area).unwrap().spki_der().unwrap();
+        for key in [AttestationKey::from_bytes(&area).unwrap(), AttestationKey::from_bytes(&spki).unwrap()] {
+            assert_eq!(key.kind(), kind);
+            let verify = |data| VerifiedQuote::verify_foreign(&key, &attest, &signature, data, false);
+            let quote = verify(None).unwrap();
+            assert_eq!(quote.attest().extra_data, QUALIFYING_DATA);
+            assert!(verify(Some(&QUALIFYING_DATA)).is_ok());
+            for other in [&QUALIFYING_DATA[..31], &[0; 32], &[]] {
+                assert_eq!(verify(Some(other)).unwrap_err(), ForeignQuoteError::WrongBinding);
+            }
+            let mut values = PcrValues::new();
+            for index in [0, 7, 13] {
+                let value = if index == 7 { hex::decode(captured::PCR_7).unwrap() } else { vec![0; 32] };
+                values.set(HashAlg::Sha256, index, HashAlg::Sha256.read_digest(&value).unwrap()).unwrap();
+            }
+            assert!(matches!(crate::appraisal::QuotedPcrs::of_values(&quote, &values), Ok(Some(_))));
+            values.set(HashAlg::Sha256, 7, protocol::tpm::alg::Digest::zero(HashAlg::Sha256)).unwrap();
+            assert!(matches!(crate::appraisal::QuotedPcrs::of_values(&quote, &values), Ok(None)));
+        }
+    }
+}
+
+#[test]
+fn a_foreign_quote_that_is_none_is_refused_by_its_own_reason() {
+    let selection = selection(1);
+    let attested = AK.attest(&QUALIFYING_DATA, &selection, &values(&selection)).encode();
+    let key = AttestationKey::from_bytes(&AK.public.encode()).unwrap();
+    let refused = |bytes: &[u8]| VerifiedQuote::verify_foreign(&key, bytes, &AK.sign(bytes), None, false).unwrap_err();
+    let mut magic = attested.clone();
+    magic[0] = 0;
+    assert_eq!((refused(&magic).code(), refused(&attested[..9]).code()), ("wrong_magic", "quote_truncated"));
+    let mut certify = attested.clone();
+    certify[5] = 0x17;
+    assert_eq!(refused(&certify), ForeignQuoteError::NotAQuote(AttestError::NotAQuote(0x8017), 6));
+    assert_eq!(refused(&[&attested[..], &[0]].concat()).code(), "quote_trailing_bytes");
+    let other = SoftAk::new(AkKind::P256).sign(&attested);
+    let verify = |signature: &[u8]| VerifiedQuote::verify_foreign(&key, &attested, signature, None, false).unwrap_err();
+    assert_eq!(verify(&other), ForeignQuoteError::Signature(VerifyError::Bad));
+    assert_eq!(verify(&other[..5]).code(), "signature_truncated");
+}

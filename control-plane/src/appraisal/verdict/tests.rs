@@ -484,3 +484,67 @@ fn a_list_that_was_there_in_this_boot_does_not_go_away() {
     world.reset_count = 6;
     assert_eq!(world.judge().outcome(), Outcome::Good);
 }
+
+#[test]
+fn rules_on_events_are_part_of_the_verdict_and_need_a_log_that_replays() {
+    let (log, world) = boot_log();
+    let with = |rules: &str| {
+        let text = format!("version = 1\nname = \"rules\"\n[boot]\n{rules}\n[release]\nphase_pcr = 13");
+        World { policy: Some(Policy::parse(text.as_bytes()).unwrap()), ..boot_log().1 }
+    };
+    let event = hex::encode([8; 32]);
+    let read = ReadBootLog::read(&log, None, None).unwrap();
+    let judge = |world: &World, evidence| world.judge_with(evidence, ImaEvidence::None);
+    assert_eq!(judge(&world, BootLogEvidence::Replayed(&read)).outcome(), Outcome::Good);
+
+    // Without a rule for it, the event of PCR 7 is named, with its number and type.
+    let unruled = with("pcrs = [7]");
+    let verdict = judge(&unruled, BootLogEvidence::Replayed(&read));
+    let findings = &verdict.explanation().findings;
+    let unknown = findings.iter().find(|finding| finding.code == "unknown_event").unwrap();
+    assert_eq!((unknown.check, unknown.place.pcr), (Check::BootPolicy, Some(7)));
+    assert!(unknown.place.event.is_some() && unknown.found.contains(&event), "{unknown:?}");
+    assert!(verdict.checkpoint().is_none());
+
+    // A policy with rules needs a log, one that replays, and of the quoted bank.
+    assert_eq!(codes(&judge(&unruled, BootLogEvidence::None)), one("boot_log_missing", "boot log"));
+    let mut other = log.clone();
+    let at = log.len() - 2 * 50 + 14;
+    other[at] ^= 1;
+    let other = ReadBootLog::read(&other, None, None).unwrap();
+    assert_eq!(codes(&judge(&unruled, BootLogEvidence::Replayed(&other))), one("boot_log_mismatch", "sha256:7"));
+}
+
+#[test]
+fn rules_on_files_need_a_judgement_of_exactly_the_proven_entries_by_this_policy() {
+    use super::super::ima_rules::ImaJudge;
+
+    let (list, pcr) = ima_list();
+    let text = "version = 1\nname = \"files\"\n[ima]\n[release]\nphase_pcr = 13";
+    let policy = Policy::parse(text.as_bytes()).unwrap();
+    let mut world = World::good().set(10, pcr);
+    world.policy = Some(policy.clone());
+    let replayed = ima(pcr, &list).unwrap();
+    let judge = |judged: Option<&ImaJudgement>| {
+        codes(&world.judge_with(BootLogEvidence::None, ImaEvidence::Replayed(&replayed, judged)))
+    };
+    assert_eq!(judge(None), one("ima_not_judged", "IMA list"));
+    let of_nothing = ImaJudge::new(&policy, 0, &[]).unwrap().finish();
+    assert_eq!(judge(Some(&of_nothing)), one("ima_not_judged", "IMA list"));
+    let other = Policy::parse(text.replace("files", "other").as_bytes()).unwrap();
+    let judged_by = |policy: &Policy| {
+        let mut judge = ImaJudge::new(policy, 0, &[]).unwrap();
+        let mut replay = ImaReplay::new(&ImaStart::beginning(), [(SHA256, pcr)]);
+        replay.push_with(&list, |entry| judge.entry(entry)).unwrap();
+        judge.finish()
+    };
+    assert_eq!(judge(Some(&judged_by(&other))), one("ima_not_judged", "IMA list"));
+    // The list's only entry is of an unknown template: a finding at that entry.
+    let verdict = world.judge_with(BootLogEvidence::None, ImaEvidence::Replayed(&replayed, Some(&judged_by(&policy))));
+    let [finding] = &verdict.explanation().findings[..] else { panic!("{verdict:?}") };
+    assert_eq!((finding.check, finding.place.entry), (Check::ImaPolicy, Some(0)));
+    // No list at all is no list of good files.
+    let mut world = World::good();
+    world.policy = Some(policy);
+    assert_eq!(world.codes(), one("ima_list_missing", "10"));
+}

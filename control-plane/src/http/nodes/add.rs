@@ -7,7 +7,7 @@ use protocol::id::{JoinId, NodeId, Subject};
 
 use crate::error::{ApiError, Problem};
 use crate::http::ApiState;
-use crate::http::extract::{Body, find_policy, hex_bytes, hex_field};
+use crate::http::extract::{Body, hex_bytes, hex_field};
 use crate::http::model::{DEFAULT_INTERVAL_MS, MAX_JOIN_LIFETIME_MS, NewNode, Node};
 use crate::store::tenant::{self, NewAdmission, NewJoin};
 
@@ -26,6 +26,7 @@ const MAX_SEALED_KEY_LEN: usize = 512;
     responses(
         (status = 201, description = "It is added", body = Node),
         (status = 409, description = "`name_taken`, `node_id_taken`, `sealing_incomplete`, `sealing_for_another`, `sealing_invalid`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "`policy_unsigned`, `policy_signature_bad`", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -59,16 +60,23 @@ pub(crate) async fn add_node(
         NewAdmission::Join(join) => Subject::Join(join.join_id),
     };
     let policy = match &new.policy {
-        Some(wanted) => Some(find_policy(&**store, wanted).await?.id),
+        Some(wanted) => Some(super::policy_for(&state, wanted, false).await?),
         None => None,
     };
+    let verifier_policy = match &new.verifier_policy {
+        Some(wanted) => Some(super::policy_for(&state, wanted, true).await?),
+        None => None,
+    };
+    if let (Some(wanted), None) = (&new.policy, verifier_policy) {
+        super::policy_for(&state, wanted, true).await?;
+    }
     let interval_ms = super::interval(new.interval_ms.unwrap_or(DEFAULT_INTERVAL_MS))?;
     let pins = super::pins(new.pins)?;
     let sealing_id = match &new.sealing_id {
         Some(given) => Some(super::sealing_for(&**store, given, &[subject], &pins).await?),
         None => None,
     };
-    let node = tenant::NewNode { name: new.name, admission, policy, interval_ms, pins, sealing_id };
+    let node = tenant::NewNode { name: new.name, admission, policy, verifier_policy, interval_ms, pins, sealing_id };
     let node = state.app.tenant.add_node(node).await?;
 
     let mut headers = HeaderMap::new();

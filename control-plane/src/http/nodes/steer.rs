@@ -1,4 +1,4 @@
-//! POST /api/v1/nodes/{node}/stop, …/resume and …/approve.
+//! POST /api/v1/nodes/{node}/stop and …/resume.
 
 use axum::Json;
 use axum::extract::State;
@@ -54,33 +54,4 @@ pub(crate) async fn resume_node(
     let node = find_node(&**store, &wanted).await?;
     let node = state.app.resume(&node).await?;
     Ok(Json(super::view(&state, &node).await?))
-}
-
-/// Approve a node in quarantine
-///
-/// This release admits nodes by node id or join token only, so nothing waits for approval: the answer is always
-/// `nothing_to_approve`.
-#[utoipa::path(
-    post,
-    path = "/api/v1/nodes/{node}/approve",
-    tag = "nodes",
-    params(("node" = String, Path, description = "Name, node id, or unambiguous prefix of it")),
-    responses(
-        (status = 409, description = "`nothing_to_approve`", body = Problem, content_type = "application/problem+json"),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
-    )
-)]
-pub(crate) async fn approve_node(
-    State(state): State<ApiState>,
-    InPath(wanted): InPath<String>,
-) -> Result<Json<Node>, ApiError> {
-    let node = find_node(&**state.app.tenant.store(), &wanted).await?;
-    Err(ApiError::conflict(
-        "nothing_to_approve",
-        format!(
-            "{} was admitted when it was added. A node that is not admitted is refused, not kept waiting: add it by its \
-             node id (trefoil-agent --check prints it) or with a join token.",
-            node.name
-        ),
-    ))
 }

@@ -4,12 +4,16 @@ use async_trait::async_trait;
 use protocol::{
     bytes::Array,
     id::{NodeId, SealingId},
+    limits,
 };
 
 use super::{Appraises, Db, Durability, Row, Tx, codec, event::insert_event, retry_races, values};
-use crate::store::{
-    AkName, AppraiserStore, Attestation, Checkpoint, Conflict, NewEvent, Outcome, PolicyId, PolicyRow, Release,
-    StoreError, Trust, UnixMs, VerdictRow, Written,
+use crate::{
+    evidence::entries_len,
+    store::{
+        AkName, AppraiserStore, Attestation, Checkpoint, Conflict, EvidenceRow, ImaList, NewEvent, Outcome, PolicyId,
+        PolicyRow, Release, StoreError, Trust, UnixMs, VerdictRow, Written,
+    },
 };
 
 #[async_trait]
@@ -205,12 +209,85 @@ impl<T: Appraises> AppraiserStore for T {
         Ok(is_first)
     }
 
+    async fn put_evidence(&self, evidence: &EvidenceRow) -> Result<(), StoreError> {
+        let sql =
+            "INSERT INTO evidence (node_id, at_ms, purpose, attested, signature, qualifying_data, ak_name, hardware,
+                pcrs, reset_count, restart_count, boot_log, command_line, userspace, has_ima, ima_entries)
+            VALUES ($1, (SELECT now_ms FROM clock), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+            ON CONFLICT (node_id) DO UPDATE SET at_ms = excluded.at_ms, purpose = excluded.purpose,
+                attested = excluded.attested, signature = excluded.signature,
+                qualifying_data = excluded.qualifying_data, ak_name = excluded.ak_name, hardware = excluded.hardware,
+                pcrs = excluded.pcrs, reset_count = excluded.reset_count, restart_count = excluded.restart_count,
+                boot_log = excluded.boot_log, command_line = excluded.command_line, userspace = excluded.userspace,
+                has_ima = excluded.has_ima, ima_entries = excluded.ima_entries";
+        let pcrs = codec::to_json(&evidence.pcrs)?;
+        let values = values![
+            &evidence.node_id.0,
+            &evidence.purpose,
+            &evidence.attested,
+            &evidence.signature,
+            &evidence.qualifying_data,
+            &evidence.ak_name.0,
+            &evidence.hardware,
+            &pcrs,
+            evidence.reset_count,
+            evidence.restart_count,
+            evidence.boot_log.as_ref(),
+            evidence.command_line.as_deref(),
+            evidence.userspace.as_deref(),
+            evidence.has_ima,
+            evidence.ima_entries.map(entry_number).transpose()?,
+        ];
+        self.db().write(Durability::Soon, sql, values).await?;
+        Ok(())
+    }
+
+    async fn evidence(&self, node_id: NodeId) -> Result<Option<EvidenceRow>, StoreError> {
+        let sql = "SELECT node_id, at_ms, purpose, attested, signature, qualifying_data, ak_name, hardware, pcrs,
+                reset_count, restart_count, boot_log, command_line, userspace, has_ima, ima_entries
+            FROM evidence WHERE node_id = $1";
+        self.db().row(sql, values![&node_id.0]).await?.as_ref().map(evidence_row).transpose()
+    }
+
+    async fn put_ima_part(
+        &self,
+        node_id: NodeId,
+        first: u64,
+        entries: u64,
+        bytes: &[u8],
+        epoch: (u32, u32),
+    ) -> Result<(), StoreError> {
+        let part = Part { node_id, first, entries, bytes, epoch };
+        self.db().has_room(bytes.len() as u64)?;
+        retry_races!(try_put_ima_part(self.db(), &part).await)
+    }
+
+    async fn ima_list(&self, node_id: NodeId) -> Result<Option<ImaList>, StoreError> {
+        let sql = "SELECT first_entry, entries, reset_count, restart_count, part FROM ima_part
+            WHERE node_id = $1 ORDER BY first_entry";
+        let mut list: Option<ImaList> = None;
+        for row in self.db().rows(sql, values![&node_id.0]).await? {
+            let (first, entries) = (entries_of(&row, 0)?, entries_of(&row, 1)?);
+            let epoch = (row.u32(2)?, row.u32(3)?);
+            let list = list.get_or_insert(ImaList { epoch, entries: 0, bytes: Vec::new() });
+            // They are written without gaps, within one transaction each.
+            if first != list.entries || epoch != list.epoch {
+                return Err(StoreError::Corrupt("an IMA list with a gap"));
+            }
+            list.entries = list.entries.saturating_add(entries);
+            list.bytes.extend_from_slice(&row.get::<Vec<u8>>(4)?);
+        }
+        Ok(list)
+    }
+
     async fn forget_node(&self, node_id: NodeId) -> Result<(), StoreError> {
         let mut tx = self.db().begin(Durability::Now).await?;
         for sql in [
             "DELETE FROM attestation WHERE node_id = $1",
             "DELETE FROM verdict WHERE node_id = $1",
             "DELETE FROM share_release WHERE node_id = $1",
+            "DELETE FROM evidence WHERE node_id = $1",
+            "DELETE FROM ima_part WHERE node_id = $1",
         ] {
             tx.write(sql, values![&node_id.0]).await?;
         }
@@ -257,6 +334,96 @@ async fn try_pin_ak(db: &Db, node_id: NodeId, ak_name: AkName, ak_public: &[u8])
         return Err(StoreError::Conflict(Conflict::NodeBoundToOtherAk));
     }
     tx.commit().await
+}
+
+/// Entries of an IMA list to be kept.
+struct Part<'a> {
+    node_id: NodeId,
+    first: u64,
+    entries: u64,
+    bytes: &'a [u8],
+    epoch: (u32, u32),
+}
+
+impl Part<'_> {
+    async fn insert(&self, tx: &mut Tx, first: u64, entries: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let sql = "INSERT INTO ima_part (node_id, first_entry, entries, reset_count, restart_count, part_len, part)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)";
+        let values = values![
+            &self.node_id.0,
+            entry_number(first)?,
+            entry_number(entries)?,
+            self.epoch.0,
+            self.epoch.1,
+            part_len(bytes)?,
+            bytes,
+        ];
+        tx.write(sql, values).await?;
+        Ok(())
+    }
+}
+
+async fn try_put_ima_part(db: &Db, part: &Part<'_>) -> Result<(), StoreError> {
+    let node_id = &part.node_id.0;
+    let first = entry_number(part.first)?;
+    let mut tx = db.begin(Durability::Soon).await?;
+    let other_boots = "DELETE FROM ima_part WHERE node_id = $1 AND (reset_count <> $2 OR restart_count <> $3)";
+    tx.write(other_boots, values![node_id, part.epoch.0, part.epoch.1]).await?;
+    tx.write("DELETE FROM ima_part WHERE node_id = $1 AND first_entry >= $2", values![node_id, first]).await?;
+    let sql = "SELECT first_entry, entries, part FROM ima_part WHERE node_id = $1 ORDER BY first_entry DESC LIMIT 1";
+    let last = match tx.lock(sql, values![node_id]).await? {
+        Some(row) => Some((entries_of(&row, 0)?, entries_of(&row, 1)?, row.get::<Vec<u8>>(2)?)),
+        None => None,
+    };
+    let sql = "SELECT CAST(COALESCE(SUM(part_len), 0) AS BIGINT) FROM ima_part WHERE node_id = $1";
+    let row = tx.row(sql, values![node_id]).await?.ok_or(StoreError::Corrupt("a sum of nothing"))?;
+    let kept = row.get::<i64>(0)?;
+    let too_long = kept.saturating_add(part_len(part.bytes)?) > part_len_limit();
+    match last {
+        _ if part.entries == 0 || too_long => {}
+        None if part.first == 0 => part.insert(&mut tx, 0, part.entries, part.bytes).await?,
+        None => {}
+        Some((at, entries, _)) if at.saturating_add(entries) < part.first => {}
+        Some((at, entries, mut bytes)) => {
+            let before = part.first - at;
+            let overlaps = before < entries;
+            if overlaps {
+                let len = entries_len(&bytes, before).ok_or(StoreError::Corrupt("an IMA list that is none"))?;
+                bytes.truncate(len);
+            }
+            let joins = bytes.len() + part.bytes.len() <= MAX_PART_LEN;
+            if joins || overlaps {
+                let sql = "DELETE FROM ima_part WHERE node_id = $1 AND first_entry = $2";
+                tx.write(sql, values![node_id, entry_number(at)?]).await?;
+            }
+            if joins {
+                bytes.extend_from_slice(part.bytes);
+                part.insert(&mut tx, at, before.saturating_add(part.entries), &bytes).await?;
+            } else {
+                if overlaps {
+                    part.insert(&mut tx, at, before, &bytes).await?;
+                }
+                part.insert(&mut tx, part.first, part.entries, part.bytes).await?;
+            }
+        }
+    }
+    tx.commit().await
+}
+
+fn entry_number(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Corrupt("an IMA list without end"))
+}
+
+fn part_len(bytes: &[u8]) -> Result<i64, StoreError> {
+    i64::try_from(bytes.len()).map_err(|_| StoreError::Corrupt("an IMA list without end"))
+}
+
+fn part_len_limit() -> i64 {
+    i64::try_from(limits::MAX_IMA_LOG_LEN).unwrap_or(i64::MAX)
+}
+
+fn entries_of(row: &Row, column: usize) -> Result<u64, StoreError> {
+    u64::try_from(row.get::<i64>(column)?).map_err(|_| StoreError::Corrupt("a number out of range"))
 }
 
 /// A verdict and its checkpoint as columns.
@@ -421,6 +588,35 @@ fn release_row(row: &Row) -> Result<Release, StoreError> {
     })
 }
 
+/// From node_id, at_ms, purpose, attested, signature, qualifying_data, ak_name, hardware, pcrs, reset_count,
+/// restart_count, boot_log, command_line, userspace, has_ima, ima_entries.
+fn evidence_row(row: &Row) -> Result<EvidenceRow, StoreError> {
+    let ima_entries = row.get::<Option<i64>>(15)?;
+    Ok(EvidenceRow {
+        node_id: NodeId(row.array(0)?),
+        at_ms: row.get(1)?,
+        purpose: row.get(2)?,
+        attested: row.get(3)?,
+        signature: row.get(4)?,
+        qualifying_data: row.array(5)?,
+        ak_name: Array(row.array(6)?),
+        hardware: row.get(7)?,
+        pcrs: codec::from_json(&row.get::<String>(8)?, "PCR values")?,
+        reset_count: row.u32(9)?,
+        restart_count: row.u32(10)?,
+        boot_log: row.opt_array(11)?,
+        command_line: row.get(12)?,
+        userspace: row.get(13)?,
+        has_ima: row.get(14)?,
+        ima_entries: match ima_entries {
+            Some(entries) => Some(u64::try_from(entries).map_err(|_| StoreError::Corrupt("a number out of range"))?),
+            None => None,
+        },
+    })
+}
+
+/// A part of an IMA list takes what follows it until it is this long: a row a round would be many.
+const MAX_PART_LEN: usize = 64 * 1024;
 /// Verdicts, and releases that were never confirmed, kept of one node.
 const MAX_NODE_ROWS: i64 = 200;
 /// Bytes of boot logs kept: 50 KiB each for twenty thousand nodes. A log that was dropped is asked for again.

@@ -1,4 +1,4 @@
-//! The registrar's statements: admissions, join tokens, bindings.
+//! The registrar's statements: admissions, join tokens, bindings, quarantine.
 
 use async_trait::async_trait;
 use protocol::{
@@ -9,7 +9,7 @@ use protocol::{
 use super::{Db, Durability, Registrar, Row, codec, retry_races, values};
 use crate::store::{
     Conflict, RegistrarStore, StoreError,
-    registrar::{Binding, JoinAdmission, JoinEvidence},
+    registrar::{Binding, Hardware, JoinAdmission, JoinEvidence, Quarantined},
 };
 
 #[async_trait]
@@ -72,6 +72,46 @@ impl RegistrarStore for Registrar {
         rows.iter().map(|row| row.array(0).map(NodeId)).collect()
     }
 
+    async fn bindings(&self, after: Option<NodeId>, limit: u32) -> Result<Vec<Binding>, StoreError> {
+        let sql = "SELECT node_id, ek_public, ek_chain, ak_public, ak_name, hardware, bound_ms, join_id, tenant_proof,
+                server_certificate
+            FROM binding WHERE node_id > $1 ORDER BY node_id LIMIT $2";
+        // The empty one comes before all.
+        let after: &[u8] = after.as_ref().map_or(&[], |after| &after.0);
+        let rows = self.0.rows(sql, values![after, limit]).await?;
+        rows.iter().map(binding_row).collect()
+    }
+
+    async fn set_hardware(&self, node_id: NodeId, hardware: &Hardware) -> Result<(), StoreError> {
+        let (text, proven) = (codec::to_json(hardware)?, is_proven(hardware));
+        let mut tx = self.0.begin(Durability::Now).await?;
+        tx.write("UPDATE binding SET hardware = $2 WHERE node_id = $1", values![&node_id.0, &text]).await?;
+        let waiting = "UPDATE quarantine SET hardware = $2, proven = $3 WHERE node_id = $1";
+        tx.write(waiting, values![&node_id.0, &text, proven]).await?;
+        tx.commit().await
+    }
+
+    async fn quarantine(&self, node: &Quarantined, max: u32) -> Result<(), StoreError> {
+        retry_races!(try_quarantine(&self.0, node, max).await)
+    }
+
+    async fn quarantined_node(&self, node_id: NodeId) -> Result<Option<Quarantined>, StoreError> {
+        let sql = "SELECT node_id, ek_public, ek_chain, ak_public, ak_name, hardware, peer, first_ms, last_ms
+            FROM quarantine WHERE node_id = $1";
+        self.0.row(sql, values![&node_id.0]).await?.as_ref().map(quarantined_row).transpose()
+    }
+
+    async fn quarantined(&self, limit: u32) -> Result<Vec<Quarantined>, StoreError> {
+        let sql = "SELECT node_id, ek_public, ek_chain, ak_public, ak_name, hardware, peer, first_ms, last_ms
+            FROM quarantine ORDER BY last_ms DESC, node_id LIMIT $1";
+        self.0.rows(sql, values![limit]).await?.iter().map(quarantined_row).collect()
+    }
+
+    async fn leave_quarantine(&self, node_id: NodeId) -> Result<bool, StoreError> {
+        let sql = "DELETE FROM quarantine WHERE node_id = $1";
+        Ok(self.0.write(Durability::Now, sql, values![&node_id.0]).await? > 0)
+    }
+
     async fn bind(&self, binding: &Binding) -> Result<(), StoreError> {
         retry_races!(try_bind(&self.0, binding).await)
     }
@@ -105,6 +145,7 @@ async fn try_admit_node(db: &Db, node_id: NodeId, name: &str) -> Result<(), Stor
         return Err(StoreError::Conflict(Conflict::NameTaken));
     }
     tx.write("INSERT INTO admitted_node (node_id, name) VALUES ($1, $2)", values![&node_id.0, name]).await?;
+    tx.write("DELETE FROM quarantine WHERE node_id = $1", values![&node_id.0]).await?;
     tx.commit().await
 }
 
@@ -156,7 +197,62 @@ async fn try_bind(db: &Db, binding: &Binding) -> Result<(), StoreError> {
         join.map(|join| &join.server_certificate),
     ];
     tx.write(insert, values).await?;
+    tx.write("DELETE FROM quarantine WHERE node_id = $1", values![&binding.node_id.0]).await?;
     tx.commit().await
+}
+
+async fn try_quarantine(db: &Db, node: &Quarantined, max: u32) -> Result<(), StoreError> {
+    let (ek_chain, hardware) = (codec::join_bytes(&node.ek_chain)?, codec::to_json(&node.hardware)?);
+    let mut tx = db.begin(Durability::Now).await?;
+    let now_ms = tx.now_ms().await?;
+    let sql =
+        "INSERT INTO quarantine (node_id, ek_public, ek_chain, ak_public, ak_name, hardware, proven, peer, first_ms,
+            last_ms)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+        ON CONFLICT (node_id) DO UPDATE SET ek_public = excluded.ek_public, ek_chain = excluded.ek_chain,
+            ak_public = excluded.ak_public, ak_name = excluded.ak_name, hardware = excluded.hardware,
+            proven = excluded.proven, peer = excluded.peer, last_ms = excluded.last_ms";
+    let proven = is_proven(&node.hardware);
+    let values = values![
+        &node.node_id.0,
+        &node.ek_public,
+        &ek_chain,
+        &node.ak_public,
+        &node.ak_name.0,
+        &hardware,
+        proven,
+        &node.peer,
+        now_ms,
+    ];
+    tx.write(sql, values).await?;
+    let count = tx.row("SELECT COUNT(*) FROM quarantine", values![]).await?;
+    let count: i64 = count.ok_or(StoreError::Corrupt("a count"))?.get(0)?;
+    let surplus = count - i64::from(max);
+    if surplus > 0 {
+        let sql = "DELETE FROM quarantine WHERE node_id IN
+            (SELECT node_id FROM quarantine ORDER BY proven, last_ms, node_id LIMIT $1)";
+        tx.write(sql, values![surplus]).await?;
+    }
+    tx.commit().await
+}
+
+/// Whether a trusted manufacturer vouches for it.
+const fn is_proven(hardware: &Hardware) -> bool {
+    matches!(hardware, Hardware::Certified { .. })
+}
+
+fn quarantined_row(row: &Row) -> Result<Quarantined, StoreError> {
+    Ok(Quarantined {
+        node_id: NodeId(row.array(0)?),
+        ek_public: row.get(1)?,
+        ek_chain: codec::split_bytes(&row.get::<Vec<u8>>(2)?)?,
+        ak_public: row.get(3)?,
+        ak_name: Array(row.array(4)?),
+        hardware: codec::from_json(&row.get::<String>(5)?, "a kind of hardware")?,
+        peer: row.get(6)?,
+        first_ms: row.get(7)?,
+        last_ms: row.get(8)?,
+    })
 }
 
 fn binding_row(row: &Row) -> Result<Binding, StoreError> {

@@ -164,8 +164,9 @@ async fn try_add_node(db: &Db, node: &NewNode) -> Result<(), StoreError> {
         let values = values![&join.join_id.0, &node.name, &join.tenant_key, &join.registrar_key, join.expires_ms];
         tx.write(sql, values).await?;
     }
-    let sql = "INSERT INTO node (name, node_id, join_id, policy, interval_ms, pins, sealing_id, created_ms)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, (SELECT now_ms FROM clock))";
+    let sql =
+        "INSERT INTO node (name, node_id, join_id, policy, interval_ms, pins, sealing_id, verifier_policy, created_ms)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, (SELECT now_ms FROM clock))";
     let pins = codec::to_json(&node.pins)?;
     let values = values![
         &node.name,
@@ -175,6 +176,7 @@ async fn try_add_node(db: &Db, node: &NewNode) -> Result<(), StoreError> {
         node.interval_ms,
         &pins,
         node.sealing_id.as_ref().map(SealingId::as_bytes),
+        node.verifier_policy.as_ref().map(|policy| &policy.0),
     ];
     tx.write(sql, values).await?;
     tx.commit().await
@@ -211,6 +213,7 @@ async fn try_change_node(db: &Db, name: &str, change: &NodeChange) -> Result<Ten
     }
     let sql = "UPDATE node SET policy = COALESCE($2, policy), interval_ms = COALESCE($3, interval_ms),
             sealing_id = COALESCE($4, sealing_id), stopped = COALESCE($5, stopped), pins = COALESCE($6, pins),
+            verifier_policy = CASE WHEN $7 THEN $8 ELSE verifier_policy END,
             revision = revision + 1
         WHERE name = $1";
     let pins = change.pins.as_ref().map(codec::to_json).transpose()?;
@@ -221,6 +224,8 @@ async fn try_change_node(db: &Db, name: &str, change: &NodeChange) -> Result<Ten
         change.sealing_id.as_ref().map(SealingId::as_bytes),
         change.stopped,
         pins.as_deref(),
+        change.verifier_policy.is_some(),
+        change.verifier_policy.as_ref().and_then(|policy| policy.as_ref()).map(|policy| &policy.0),
     ];
     tx.write(sql, values).await?;
     let node = read_back(&mut tx, name).await?;
@@ -279,7 +284,7 @@ async fn read_back(tx: &mut Tx, name: &str) -> Result<TenantNode, StoreError> {
 }
 
 const SELECT_NODE: &str = "SELECT name, node_id, join_id, policy, interval_ms, pins, sealing_id, stopped, revision,
-    synced, created_ms FROM node";
+    synced, created_ms, verifier_policy FROM node";
 
 fn node_row(row: &Row) -> Result<TenantNode, StoreError> {
     Ok(TenantNode {
@@ -294,6 +299,7 @@ fn node_row(row: &Row) -> Result<TenantNode, StoreError> {
         revision: row.get(8)?,
         synced: row.get(9)?,
         created_ms: row.get(10)?,
+        verifier_policy: row.opt_array(11)?.map(Array),
     })
 }
 

@@ -29,6 +29,8 @@ struct Rig {
     _scratch: tempfile::TempDir,
     boot: PathBuf,
     ima: PathBuf,
+    command_line: PathBuf,
+    userspace: PathBuf,
     logs: Logs,
 }
 
@@ -36,8 +38,10 @@ impl Rig {
     fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let (boot, ima) = (scratch.path().join("boot"), scratch.path().join("ima"));
-        let logs = Logs::new(&boot, &ima);
-        Self { _scratch: scratch, boot, ima, logs }
+        let (command_line, userspace) = (scratch.path().join("command-line"), scratch.path().join("userspace"));
+        let paths = LogPaths { boot: &boot, ima: &ima, command_line: &command_line, userspace: &userspace };
+        let logs = Logs::new(&paths);
+        Self { _scratch: scratch, boot, ima, command_line, userspace, logs }
     }
 
     fn append(&self, bytes: &[u8]) {
@@ -53,6 +57,50 @@ fn missing_logs_are_none() {
     assert_eq!(rig.logs.read_boot_log(0, &mut [0; 8]).unwrap(), 0);
     assert_eq!(rig.logs.ima_part(0, 4096).unwrap(), None);
     assert_eq!(rig.logs.ima_len(0).unwrap(), None);
+    assert_eq!(rig.logs.command_line().unwrap(), None);
+    assert_eq!(rig.logs.read_command_line(0, &mut [0; 8]).unwrap(), 0);
+    assert_eq!(rig.logs.userspace_len().unwrap(), None);
+    assert_eq!(rig.logs.read_userspace(0, &mut [0; 8]).unwrap(), 0);
+}
+
+#[test]
+fn command_line_comes_without_its_newline_and_in_parts() {
+    let rig = Rig::new();
+    fs::write(&rig.command_line, "root=/dev/vda1 ro quiet\n").unwrap();
+    assert_eq!(rig.logs.command_line().unwrap().unwrap(), b"root=/dev/vda1 ro quiet");
+    let mut part = [0; 8];
+    assert_eq!(rig.logs.read_command_line(18, &mut part).unwrap(), 5);
+    assert_eq!(&part[..5], b"quiet");
+    assert_eq!(rig.logs.read_command_line(23, &mut part).unwrap(), 0);
+    assert_eq!(rig.logs.read_command_line(24, &mut part).unwrap(), 0);
+    fs::write(&rig.command_line, "").unwrap();
+    assert_eq!(rig.logs.command_line().unwrap().unwrap(), b"");
+}
+
+#[test]
+fn command_line_above_its_limit_is_refused() {
+    let rig = Rig::new();
+    let mut line = vec![b'a'; limits::MAX_COMMAND_LINE_LEN];
+    line.push(b'\n');
+    fs::write(&rig.command_line, &line).unwrap();
+    assert_eq!(rig.logs.command_line().unwrap().unwrap().len(), limits::MAX_COMMAND_LINE_LEN);
+    for longer in [[line.as_slice(), b"\n"].concat(), vec![b'a'; 3 * limits::MAX_COMMAND_LINE_LEN]] {
+        fs::write(&rig.command_line, longer).unwrap();
+        assert!(matches!(rig.logs.command_line(), Err(LogError::CommandLineTooLong)));
+    }
+}
+
+#[test]
+fn userspace_log_is_read_in_parts_up_to_its_limit() {
+    let rig = Rig::new();
+    let log: Vec<u8> = (0..10_000_u32).map(|i| i as u8).collect();
+    fs::write(&rig.userspace, &log).unwrap();
+    assert_eq!(rig.logs.userspace_len().unwrap(), Some(10_000));
+    let mut part = [0; 4096];
+    assert_eq!(rig.logs.read_userspace(8000, &mut part).unwrap(), 2000);
+    assert_eq!(part[..2000], log[8000..]);
+    fs::write(&rig.userspace, vec![0; limits::MAX_USERSPACE_LOG_LEN + 1]).unwrap();
+    assert!(matches!(rig.logs.userspace_len(), Err(LogError::UserspaceTooLong)));
 }
 
 #[test]
