@@ -312,7 +312,7 @@ impl Round<'_> {
         let keys = self.checkpoint.filter(|_| replay.entries() > 0).map_or(&[][..], |checkpoint| &checkpoint.ima_keys);
         let mut judge = self.policy.and_then(|policy| ImaJudge::new(policy, replay.entries(), keys));
         let mut push = |replay: &mut ImaReplay, bytes: &[u8]| match &mut judge {
-            Some(judge) => replay.push_with(bytes, |entry| judge.entry(entry)),
+            Some(judge) => replay.push_with_batches(bytes, |entries| judge.entries(entries)),
             None => replay.push(bytes),
         };
         let first = replay.entries();

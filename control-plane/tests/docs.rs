@@ -252,14 +252,31 @@ fn commands(name: &str) -> Vec<Vec<String>> {
         for line in block.replace("\\\n", " ").lines() {
             let line = line.trim().trim_start_matches("sudo ");
             let line = line.split(" #").next().unwrap_or_default();
-            let words = line.split_whitespace().take_while(|word| !matches!(*word, ">" | ">>" | "|" | "&" | "&&"));
-            let words: Vec<String> = words.map(|word| word.trim_matches(['"', '\'']).to_owned()).collect();
+            let words = shell_words(line);
+            let ends = |word: &&String| !matches!(word.as_str(), ">" | ">>" | "|" | "&" | "&&");
+            let words: Vec<String> = words.iter().take_while(ends).cloned().collect();
             if words.first().is_some_and(|word| word == "trefoil" || word == "cargo") {
                 commands.push(words);
             }
         }
     }
     commands
+}
+
+/// Splits at spaces outside of quotes, and takes the quotes away.
+fn shell_words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for character in line.chars() {
+        match character {
+            '"' | '\'' if quote == Some(character) => quote = None,
+            '"' | '\'' if quote.is_none() => quote = Some(character),
+            ' ' if quote.is_none() => words.push(String::new()),
+            _ => words.last_mut().expect("there is one").push(character),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 /// All documents of the repository.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod appraisal;
+mod boot;
 mod coap;
 mod crypto;
 mod files;
@@ -22,6 +23,7 @@ mod vectors;
 use std::{env, fs, path::Path, process::ExitCode};
 
 pub use appraisal::{boot_log, ek_certificate, glob, ima_ascii, ima_log, ima_rules, policy};
+pub use boot::{boot_rules, userspace_log};
 pub use coap::{coap_exchange, coap_frame};
 pub use crypto::{container, manifest, payload_opener, sealed_share};
 pub use files::{appraise, pcr_file};
@@ -46,6 +48,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "agent_machine", run: agent_machine, seeds: machine::agent_machine_seeds },
     Target { name: "appraise", run: appraise, seeds: files::appraise_seeds },
     Target { name: "boot_log", run: boot_log, seeds: appraisal::boot_log_seeds },
+    Target { name: "boot_rules", run: boot_rules, seeds: boot::boot_rules_seeds },
     Target { name: "coap_exchange", run: coap_exchange, seeds: coap::coap_exchange_seeds },
     Target { name: "coap_frame", run: coap_frame, seeds: coap::coap_frame_seeds },
     Target { name: "container", run: container, seeds: crypto::container_seeds },
@@ -68,6 +71,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "tpm_public", run: tpm_public, seeds: tpm::tpm_public_seeds },
     Target { name: "tpm_response", run: tpm_response, seeds: tpm::tpm_response_seeds },
     Target { name: "tpm_signature", run: tpm_signature, seeds: tpm::tpm_signature_seeds },
+    Target { name: "userspace_log", run: userspace_log, seeds: boot::userspace_log_seeds },
 ];
 
 /// The program of a target: libFuzzer's under cargo-fuzz, else one that replays files.

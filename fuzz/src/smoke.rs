@@ -35,6 +35,7 @@ survives!(
     agent_machine,
     appraise,
     boot_log,
+    boot_rules,
     coap_exchange,
     coap_frame,
     container,
@@ -56,7 +57,8 @@ survives!(
     tpm_attest,
     tpm_public,
     tpm_response,
-    tpm_signature
+    tpm_signature,
+    userspace_log
 );
 
 fn setting(name: &str, default: u64) -> u64 {

@@ -322,6 +322,23 @@ mod tests {
     }
 
     #[test]
+    fn the_corpus_is_large_and_every_family_has_good_evidence_and_bad() {
+        let cases = generate().unwrap();
+        assert!(cases.iter().filter(|case| !matches!(case.expected, Expected::Pass)).count() >= 120);
+        for (family, _) in cases::FAMILIES {
+            let of = || cases.iter().filter(|case| case.family == family);
+            assert!(of().any(|case| matches!(case.expected, Expected::Pass)), "{family}");
+            assert!(of().any(|case| !matches!(case.expected, Expected::Pass)), "{family}");
+        }
+        for case in &cases {
+            let json = case.to_json();
+            let arguments: Vec<_> = json["arguments"].as_array().unwrap().iter().collect();
+            // Relative, flat names: a case can be moved.
+            assert!(arguments.iter().all(|argument| !argument.as_str().unwrap().contains('/')), "{}", case.name);
+        }
+    }
+
+    #[test]
     fn only_a_corpus_is_replaced() {
         let dir = std::env::temp_dir().join(format!("corpus-{}", std::process::id()));
         fs::create_dir_all(dir.join("mine")).unwrap();

@@ -131,8 +131,8 @@ struct Judge<'r, 'a> {
     allowed: u64,
 }
 
-/// The command lines that a digest may turn out to be of, by that digest in a bank: what the node says, then what the
-/// policy has word by word. As UTF-16, with and without the closing NUL.
+/// The command lines that a digest may turn out to be of, by that digest in a bank: what the node says; where it says
+/// nothing, what the policy has word by word. As UTF-16, with and without the closing NUL.
 fn wide_texts<'r>(rules: &'r BootRules, bank: Option<HashAlg>, said: Option<&'r str>) -> HashMap<Digest, &'r str> {
     let mut texts = HashMap::new();
     let Some(bank) = bank.filter(|_| rules.has_command_line()) else { return texts };
@@ -141,7 +141,7 @@ fn wide_texts<'r>(rules: &'r BootRules, bank: Option<HashAlg>, said: Option<&'r 
         CommandLine::Exact(text) => Some(text.as_str()),
         CommandLine::Pattern(_) => None,
     });
-    for text in said.into_iter().chain(exact) {
+    for text in said.into_iter().chain(exact.filter(|_| said.is_none())) {
         let wide = to_utf16(text);
         for end in [&[][..], &[0, 0]] {
             texts.entry(bank.digest(&[&wide, end])).or_insert(text);

@@ -91,6 +91,7 @@ impl<'p> ImaJudge<'p> {
                 *measured = entry.measurement();
                 *probe = measured.map_or_else(|_| Probe::default(), |measured| files.probe(measured.path));
             }
+            probes.iter_mut().take(batch.len()).for_each(|probe| files.look(probe));
             let warm = probes.iter().take(batch.len()).fold(0, |all, probe| all ^ files.warm(*probe));
             // What was read must not be optimised away.
             std::hint::black_box(warm);

@@ -138,7 +138,7 @@ fn replay(
     let mut replay = ImaReplay::new(&ImaStart::beginning(), pcrs.ima_targets());
     let mut judge = ImaJudge::new(policy, 0, &[]);
     let pushed = match &mut judge {
-        Some(judge) => replay.push_with(bytes, |entry| judge.entry(entry)),
+        Some(judge) => replay.push_with_batches(bytes, |entries| judge.entries(entries)),
         None => replay.push(bytes),
     };
     Some(pushed.and_then(|()| replay.finish()).map(|list| (list, judge.map(ImaJudge::finish))))

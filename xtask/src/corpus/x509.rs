@@ -209,7 +209,7 @@ impl Certificate {
     /// not; `None` for a DNS name in its place.
     pub(super) fn set_alternative_name(&mut self, critical: bool, directory: Option<bool>) {
         let attribute = |arc: u32, text: &str| sequence(&[oid(&[2, 23, 133, 2, arc]), tlv(0x0c, text.as_bytes())]);
-        let mut attributes = vec![attribute(1, "id:54524546"), attribute(2, "soft"), attribute(3, "id:00010000")];
+        let mut attributes = [attribute(1, "id:54524546"), attribute(2, "soft"), attribute(3, "id:00010000")];
         attributes.sort();
         let value = match directory {
             None => sequence(&[tlv(0x82, b"tpm.invalid")]),

@@ -243,6 +243,69 @@ fn userspace_measures_its_phases_in_their_order_and_nothing_else() {
     assert_eq!(codes(&[record("ready", "evil")]), [("unknown_userspace_event", Some(0))]);
 }
 
+#[test]
+fn a_file_of_another_alternative_is_not_covered_by_measuring_the_right_one_too() {
+    let initrd = |name: &[u8]| (9, 6, name.to_vec(), b"x".to_vec());
+    assert_eq!(changed(|events| events.insert(10, initrd(b"old initrd"))), [("chain_mismatch", Some(11))]);
+}
+
+#[test]
+fn a_listed_digest_does_not_stand_for_the_other_rules() {
+    let listed = |pcr: u32, data: &[u8]| {
+        format!("[[boot.event]]\nname = \"listed\"\npcr = {pcr}\ndigests = [\"{}\"]\n", digest(data))
+    };
+    let codes = |text: &str, events: &[Made]| -> Vec<_> {
+        let report = report_on(text, &log_of(events), Some("ro quiet"), None);
+        report.findings().iter().map(|finding| finding.code).collect()
+    };
+    // Secure Boot's own variable, the kernel, the command line: listed by digest, and still what their rules say.
+    let [on, off] = [1, 0].map(|value| variable(GLOBAL_VARIABLE, "SecureBoot", &[value]));
+    let line = [&to_utf16("ro quiet")[..], &[0, 0]].concat();
+    let lists = [listed(7, &on), listed(7, &off), listed(4, b"kernel"), listed(9, &line)].concat();
+    let text = policy_text() + &lists;
+    assert_eq!(codes(&text, &boot()), [""; 0]);
+    let mut events = boot();
+    events[1] = hashed(7, EV_EFI_VARIABLE_DRIVER_CONFIG, &off);
+    assert_eq!(codes(&text, &events), ["secure_boot_off"]);
+    // A listed image may come between those of a chain, which is judged as before.
+    let text = policy_text() + &listed(4, b"a driver");
+    let mut events = boot();
+    events.insert(8, (4, 0x8000_0004, b"a driver".to_vec(), Vec::new()));
+    assert_eq!(codes(&text, &events), [""; 0]);
+}
+
+#[test]
+fn who_signed_the_images_is_held_against_the_list() {
+    let signer = |data: &[u8]| hashed(7, EV_EFI_VARIABLE_AUTHORITY, &variable(IMAGE_SECURITY_DATABASE, "db", data));
+    let owned = |data: &[u8]| [&[7; 16][..], data].concat();
+    let policy =
+        |rule: &str| format!("version = 1\nname = \"x\"\n[boot]\npcrs = [7]\n[boot.keys]\nauthorities = {rule}\n");
+    let codes = |rule: &str, data: &[u8]| -> Vec<_> {
+        let report = report_on(&policy(rule), &log_of(&[separator(7), signer(data)]), None, None);
+        report.findings().iter().map(|finding| finding.code).collect()
+    };
+    let (good, hash) = (digest(b"certificate"), "05".repeat(32));
+    let only = format!("{{ only = [\"{good}\", \"{hash}\"] }}");
+    for data in [owned(b"certificate"), b"certificate".to_vec(), owned(&[5; 32])] {
+        assert_eq!(codes(&only, &data), [""; 0]);
+    }
+    assert_eq!(codes(&only, &owned(b"another")), ["authority_not_allowed"]);
+    let require = format!("{{ require = [\"{good}\"] }}");
+    assert_eq!(codes(&require, &owned(b"certificate")), [""; 0]);
+    assert_eq!(codes(&require, &owned(b"another")), ["key_missing"]);
+}
+
+#[test]
+fn a_command_line_that_the_policy_has_word_by_word_needs_nobody_to_say_it() {
+    let report = report_on(&policy_text(), &log_of(&boot()), None, None);
+    assert!(report.is_clean(), "{:?}", report.findings());
+    let policy = "version = 1\nname = \"x\"\n[boot]\npcrs = []\ncommand_line = [\"ro quiet\"]\n";
+    let report = report_on(policy, &log_of(&boot()), None, None);
+    assert!(report.is_clean(), "{:?}", report.findings());
+    let told = report.what_was_not_checked().join("\n");
+    assert!(told.contains("the command line in PCR 9 is the only one"), "{told}");
+}
+
 /// Learns rules from a log, and judges the log by them.
 fn learned(log: &[u8], said: Option<&[u8]>) -> (String, Vec<HashAlg>) {
     let parsed = BootLog::parse(log).unwrap();

@@ -122,16 +122,23 @@ impl DigestTable {
     /// The good digests of a path, if it is listed.
     #[inline]
     pub fn get(&self, path: &[u8]) -> Option<Listed<'_>> {
-        self.find(path, self.probe(path))
+        let mut probe = self.probe(path);
+        self.look(&mut probe);
+        self.find(path, probe)
     }
 
-    /// Begins a look-up: hashes the path and reads the index once. Several look-ups that are begun one after the other,
-    /// then [warmed](Self::warm), then [ended](Self::find), wait for memory together.
+    /// Begins a look-up: hashes the path. Several look-ups that take each of their steps ([`probe`](Self::probe),
+    /// [`look`](Self::look), [`warm`](Self::warm), [`find`](Self::find)) one after the other wait for memory together.
     #[inline]
     pub fn probe(&self, path: &[u8]) -> Probe {
-        let hash = hash(self.key, path);
-        let slot = hash as usize & self.index.len().saturating_sub(1);
-        Probe { hash, entry: self.index.get(slot).copied().unwrap_or_default() }
+        Probe { hash: hash(self.key, path), entry: 0 }
+    }
+
+    /// Reads the index once.
+    #[inline]
+    pub fn look(&self, probe: &mut Probe) {
+        let slot = probe.hash as usize & self.index.len().saturating_sub(1);
+        probe.entry = self.index.get(slot).copied().unwrap_or_default();
     }
 
     /// Reads a little of the record that a look-up will compare with; what comes back says nothing.
@@ -278,6 +285,35 @@ fn hash(key: [u64; 2], bytes: &[u8]) -> u64 {
     fold(state ^ second, first | 1)
 }
 
+/// Values of hex digits; everything else is above 15.
+const HEX_DIGITS: [u8; 256] = {
+    let mut values = [0xff; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        let (lower, upper) = (b"0123456789abcdef"[digit], b"0123456789ABCDEF"[digit]);
+        values[lower as usize] = digit as u8;
+        values[upper as usize] = digit as u8;
+        digit += 1;
+    }
+    values
+};
+
+/// Two digits a byte; a list has millions of them.
+fn decode_hex(digits: &[u8], bytes: &mut [u8]) -> Option<()> {
+    let (pairs, []) = digits.as_chunks::<2>() else { return None };
+    if pairs.len() != bytes.len() {
+        return None;
+    }
+    let mut all = 0;
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        let value = |digit: &u8| HEX_DIGITS.get(usize::from(*digit)).copied().unwrap_or(0xff);
+        let (high, low) = (value(high), value(low));
+        all |= high | low;
+        *byte = (high << 4) | low;
+    }
+    (all < 16).then_some(())
+}
+
 /// Reads a digest as policies write it, and appends its code and bytes.
 fn push_digest(arena: &mut Vec<u8>, text: &str) -> Option<()> {
     let (named, digits) = match text.split_once(':') {
@@ -290,7 +326,7 @@ fn push_digest(arena: &mut Vec<u8>, text: &str) -> Option<()> {
     }
     let mut bytes = [0; Digest::MAX_LEN];
     let bytes = bytes.get_mut(..alg.digest_len())?;
-    hex::decode_to_slice(digits, bytes).ok()?;
+    decode_hex(digits.as_bytes(), bytes)?;
     arena.push(code_of(alg));
     arena.extend_from_slice(bytes);
     Some(())

@@ -141,17 +141,17 @@ fn path(corpus: &mut Corpus, keys: &Keys) -> Result<()> {
     corpus.pass(
         "good-issuing-trusted",
         "the issuing CA itself is trusted",
-        ek_input(&[leaf.clone()], &[issuing.clone()]),
+        ek_input(std::slice::from_ref(leaf), std::slice::from_ref(issuing)),
     );
     corpus.pass(
         "good-any-order",
         "certificates of the path in any order, and one that is not of it",
-        ek_input(&[leaf.clone(), stranger.clone(), issuing.clone()], &[root.clone()]),
+        ek_input(&[leaf.clone(), stranger.clone(), issuing.clone()], std::slice::from_ref(root)),
     );
     corpus.fail(
         "untrusted",
         "the root is not trusted",
-        ek_input(&[leaf.clone(), issuing.clone()], &[stranger.clone()]),
+        ek_input(&[leaf.clone(), issuing.clone()], std::slice::from_ref(&stranger)),
         "ek_certificate",
         "ek_untrusted",
     );
@@ -165,7 +165,7 @@ fn path(corpus: &mut Corpus, keys: &Keys) -> Result<()> {
     corpus.fail(
         "issuing-missing",
         "the issuing CA's certificate is missing",
-        ek_input(&[leaf.clone()], &[root.clone()]),
+        ek_input(std::slice::from_ref(leaf), std::slice::from_ref(root)),
         "ek_certificate",
         "ek_untrusted",
     );
@@ -174,7 +174,7 @@ fn path(corpus: &mut Corpus, keys: &Keys) -> Result<()> {
         chain.leaf.issuer = chain.leaf.subject.clone();
         chain.leaf.subject = x509::name("corpus EK");
         chain.leaf.issuer.clone_from(&chain.leaf.subject);
-        ek_input(&[chain.leaf.sign(&keys.ek)?], &[root.clone()])
+        ek_input(&[chain.leaf.sign(&keys.ek)?], std::slice::from_ref(root))
     };
     corpus.fail("self-signed", "the EK signed its certificate itself", self_signed, "ek_certificate", "ek_untrusted");
     type PathChange = fn(&mut Chain<'_>);
@@ -236,7 +236,7 @@ fn path(corpus: &mut Corpus, keys: &Keys) -> Result<()> {
     corpus.fail(
         "forged",
         "another key signed in the issuer's name",
-        ek_input(&[forged, issuing.clone()], &[root.clone()]),
+        ek_input(&[forged, issuing.clone()], std::slice::from_ref(root)),
         "ek_certificate",
         "ek_bad_signature",
     );
@@ -244,7 +244,7 @@ fn path(corpus: &mut Corpus, keys: &Keys) -> Result<()> {
     corpus.fail(
         "issuing-forged",
         "another key signed the issuing CA's certificate in the root's name",
-        ek_input(&[leaf.clone(), forged_issuing], &[root.clone()]),
+        ek_input(&[leaf.clone(), forged_issuing], std::slice::from_ref(root)),
         "ek_certificate",
         "ek_bad_signature",
     );
@@ -255,7 +255,7 @@ fn path(corpus: &mut Corpus, keys: &Keys) -> Result<()> {
     corpus.fail(
         "signature-bit",
         "a bit of the signature is flipped",
-        ek_input(&[flipped, issuing.clone()], &[root.clone()]),
+        ek_input(&[flipped, issuing.clone()], std::slice::from_ref(root)),
         "ek_certificate",
         "ek_bad_signature",
     );
@@ -269,7 +269,7 @@ fn path(corpus: &mut Corpus, keys: &Keys) -> Result<()> {
     corpus.fail(
         "rsa-by-ecc-issuer",
         "an RSA signature by an issuer whose key is on a curve",
-        ek_input(&[confused, issuing.clone()], &[root.clone()]),
+        ek_input(&[confused, issuing.clone()], std::slice::from_ref(root)),
         "ek_certificate",
         "ek_unsupported_signature",
     );
@@ -277,7 +277,7 @@ fn path(corpus: &mut Corpus, keys: &Keys) -> Result<()> {
     corpus.fail(
         "too-many",
         "more certificates than any TPM holds",
-        ek_input(&many, &[root.clone()]),
+        ek_input(&many, std::slice::from_ref(root)),
         "ek_certificate",
         "ek_too_many_certificates",
     );

@@ -21,6 +21,8 @@ const EV_EFI_VARIABLE_DRIVER_CONFIG: u32 = 0x8000_0001;
 const EV_EFI_BOOT_SERVICES_APPLICATION: u32 = 0x8000_0003;
 const EV_EFI_RUNTIME_SERVICES_DRIVER: u32 = 0x8000_0005;
 const EV_EFI_VARIABLE_AUTHORITY: u32 = 0x8000_00e0;
+/// Shim's variable of revocation levels.
+const SBAT_LEVEL: &str = "SbatLevel";
 /// An event's name, in characters.
 const MAX_NAME_LEN: usize = 100;
 /// What firmware measures at the end of its own events in a PCR.
@@ -52,15 +54,15 @@ pub(super) fn learn(log: &BootLog<'_>, banks: &[HashAlg], command_line: Option<&
     // Its rule has these PCRs quoted, which a PCR that is to be skipped must not be.
     if skip & COMMAND_LINE_PCRS == 0 {
         let said = command_line.and_then(|text| std::str::from_utf8(text).ok());
-        for event in &events {
-            let line = proven_command_line(event, &banks, said);
-            let is_rule = |line: &String| {
-                line.len() <= protocol::limits::MAX_COMMAND_LINE_LEN && !line.chars().any(char::is_control)
-            };
-            if let Some(line) = line.filter(is_rule) {
-                ruled.insert(event.number);
-                rules.command_line.insert(line);
-            }
+        let proven = |event: &&Event<'_>| Some((event.number, proven_command_line(event, &banks, said)?));
+        let lines: Vec<(usize, String)> = events.iter().filter_map(proven).collect();
+        let is_rule = |(_, line): &(usize, String)| {
+            line.len() <= protocol::limits::MAX_COMMAND_LINE_LEN && !line.chars().any(char::is_control)
+        };
+        // A rule has to hold for all of them.
+        if lines.iter().all(is_rule) {
+            ruled.extend(lines.iter().map(|(number, _)| *number));
+            rules.command_line = lines.into_iter().map(|(_, line)| line).collect();
         }
     }
     secure_boot(&events, &banks, separator, &mut rules, &mut ruled);
@@ -130,38 +132,43 @@ fn secure_boot(
         rules.keys.insert(name.to_lowercase(), rule);
         ruled.insert(event.number);
     }
+    // A rule has to hold for each of them, whatever type it has.
+    let sbat: Vec<_> = variables.iter().filter(|(_, variable)| variable.name == SBAT_LEVEL).collect();
+    let read: Vec<_> = sbat.iter().map(|(_, variable)| sbat_levels(variable.data)).collect();
+    if let Some((first, others)) = read.split_first() {
+        for (component, generation) in first {
+            let least = others.iter().try_fold(*generation, |least, levels| Some(least.min(*levels.get(component)?)));
+            rules.sbat.extend(least.map(|least| format!("{component},{least}")));
+        }
+        if !rules.sbat.is_empty() {
+            ruled.extend(sbat.iter().map(|(event, _)| event.number));
+        }
+    }
     let mut authorities = BTreeSet::new();
-    let mut levels: BTreeMap<String, u32> = BTreeMap::new();
     for (event, variable) in variables.iter().filter(|(event, _)| event.event_type == EV_EFI_VARIABLE_AUTHORITY) {
-        if variable.name == "SbatLevel" {
-            let read: Vec<_> = String::from_utf8_lossy(variable.data).lines().filter_map(sbat_level).collect();
-            if !read.is_empty() {
-                for (component, generation) in read {
-                    let least = levels.entry(component).or_insert(generation);
-                    *least = generation.min(*least);
-                }
-                ruled.insert(event.number);
-            }
-        } else if let Some(certificate) = [variable.data.get(16..).unwrap_or_default(), variable.data]
-            .into_iter()
-            .find(|der| crate::ek::certificate_subject(der).is_some())
-        {
+        let forms = [variable.data.get(16..).unwrap_or_default(), variable.data];
+        let certificate = forms.into_iter().find(|der| crate::ek::certificate_subject(der).is_some());
+        if let Some(certificate) = certificate.filter(|_| variable.name != SBAT_LEVEL) {
             authorities.insert(sha256(certificate).to_vec());
             ruled.insert(event.number);
         }
     }
-    rules.sbat = levels.into_iter().map(|(component, generation)| format!("{component},{generation}")).collect();
     if !authorities.is_empty() {
         rules.keys.insert("authorities".to_owned(), KeyText { only: Some(authorities), require: BTreeSet::new() });
     }
 }
 
-/// Component and generation of a line of SbatLevel such as `shim,4` or `sbat,1,2024010900`.
-fn sbat_level(line: &str) -> Option<(String, u32)> {
-    let (component, rest) = line.trim_end_matches('\0').split_once(',')?;
-    let generation = rest.split(',').next()?.parse().ok()?;
-    let is_name = !component.is_empty() && component.chars().all(|c| c.is_ascii_graphic());
-    is_name.then(|| (component.to_owned(), generation))
+/// Components and generations of SbatLevel, whose lines are such as `shim,4` or `sbat,1,2024010900`; of a component that
+/// comes again the first.
+fn sbat_levels(data: &[u8]) -> BTreeMap<String, u32> {
+    let mut levels = BTreeMap::new();
+    for line in String::from_utf8_lossy(data).lines() {
+        let Some((component, rest)) = line.split_once(',') else { continue };
+        let generation = rest.split(',').next().and_then(|text| text.trim_end_matches('\0').parse().ok());
+        levels.entry(component.to_owned()).or_insert(generation);
+    }
+    let is_name = |name: &String| !name.is_empty() && name.chars().all(|c| c.is_ascii_graphic());
+    levels.into_iter().filter(|(name, _)| is_name(name)).filter_map(|(name, level)| Some((name, level?))).collect()
 }
 
 /// What an event calls itself.
