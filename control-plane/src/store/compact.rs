@@ -51,11 +51,13 @@ pub(super) mod digest {
 pub(super) mod pcrs {
     use super::{Bytes, Deserialize, Deserializer, Serializer, Text};
 
-    pub(crate) fn serialize<S: Serializer>(pcrs: &[(u16, u8, Vec<u8>)], serializer: S) -> Result<S::Ok, S::Error> {
+    type Pcr = (u16, u8, Vec<u8>);
+
+    pub(crate) fn serialize<S: Serializer>(pcrs: &[Pcr], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(pcrs.iter().map(|(bank, index, digest)| (bank, index, Text(digest))))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(u16, u8, Vec<u8>)>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Pcr>, D::Error> {
         let pcrs = Vec::<(u16, u8, Bytes)>::deserialize(deserializer)?;
         Ok(pcrs.into_iter().map(|(bank, index, digest)| (bank, index, digest.0)).collect())
     }

@@ -484,7 +484,7 @@ fn evidence(number: u8) -> EvidenceRow {
 fn entry(number: u32) -> Vec<u8> {
     let mut entry = 10_u32.to_le_bytes().to_vec();
     entry.extend_from_slice(&[number as u8; 20]);
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         entry.extend_from_slice(b"\x03\0\0\0ima");
         entry.extend_from_slice(&[2; 20]);
     } else {

@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 use super::digests::MAX_PATH_LEN;
 use super::dsse::{self, DsseError, P256Key};
 use super::ima::MAX_GLOBS;
-use super::write::{BootSection, BootText, DigestSet, Format, ImaText, PolicyText};
+use super::write::{DigestSet, Format, ImaText, PolicyText};
 use super::{Policy, PolicyError};
 
 /// What Keylime signs runtime policies as.
@@ -225,12 +225,7 @@ impl Importer {
             return Ok(Kind::RuntimePolicy);
         }
         if has("kernels") || has("scrtm_and_bios") {
-            let mut rules = match self.text.boot.take() {
-                Some(BootSection::Rules(rules)) => rules,
-                _ => BootText::default(),
-            };
-            refstate::add(object, &mut rules, &mut self.notes)?;
-            self.text.boot = Some(BootSection::Rules(rules));
+            refstate::add(object, self.text.boot.get_or_insert_default(), &mut self.notes)?;
             return Ok(Kind::ReferenceState);
         }
         if tpm_policy::is_one(object) {

@@ -15,7 +15,7 @@ use super::{
     Exception, Policy, PolicyError, RESETTABLE, ReleaseRule,
     digests::MAX_PATH_LEN,
     ima::MAX_GLOBS,
-    write::{BootAggregateText, BootSection, DigestSet, Format, ImaText, PolicyText},
+    write::{BootAggregateText, DigestSet, Format, ImaText, PolicyText},
 };
 use crate::appraisal::{
     FIRMWARE_PCRS, IMA_PCR,
@@ -100,7 +100,8 @@ pub fn learn(evidence: &Evidence<'_>, options: &LearnOptions<'_>) -> Result<Lear
             values.retain(|index, _| mask & (1 << index) == 0);
         }
         policy.pcrs.retain(|_, values| !values.is_empty());
-        policy.boot = Some(BootSection::Rules(rules));
+        // A section without PCRs would be judged by the usual ones.
+        policy.boot = (!rules.pcrs.is_empty()).then_some(rules);
         replayed = Some(ReplayedBootLog::of(&log));
     }
     if let Some(list) = evidence.ima_list {

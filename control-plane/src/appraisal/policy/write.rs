@@ -45,41 +45,9 @@ pub struct PolicyText {
     /// Under what shares may leave.
     pub release: Option<ReleaseRule>,
     /// Rules on the boot log.
-    pub boot: Option<BootSection>,
+    pub boot: Option<BootText>,
     /// Rules on the IMA list.
     pub ima: Option<ImaText>,
-}
-
-/// `[boot]`: as rules, or as TOML that is there already.
-#[derive(Clone, Debug, PartialEq)]
-pub enum BootSection {
-    /// Rules.
-    Rules(BootText),
-    /// Text that somebody else wrote, comments and all.
-    Toml(BootToml),
-}
-
-/// TOML of the tables `[boot]`, `[boot.keys]`, `[[boot.event]]` and so on. [`BootToml::new`] makes it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BootToml {
-    text: String,
-    section: serde_json::Value,
-}
-
-impl BootToml {
-    /// Takes text whose only top-level table is `boot`.
-    ///
-    /// # Errors
-    /// A message if it is no TOML or holds something else.
-    pub fn new(text: String) -> Result<Self, String> {
-        let mut parsed: serde_json::Map<String, serde_json::Value> =
-            toml::from_str(&text).map_err(|error| error.to_string())?;
-        let section = parsed.remove("boot").ok_or_else(|| "there is no [boot]".to_owned())?;
-        match parsed.keys().next() {
-            Some(other) => Err(format!("`{other}` is not [boot]")),
-            None => Ok(Self { text, section }),
-        }
-    }
 }
 
 /// The rules of `[boot]`.
@@ -256,10 +224,8 @@ impl PolicyText {
             Some(ReleaseRule::Uncapped) => root.table("release", Table::of("uncapped", Value::Bool(true))),
             None => {}
         }
-        match &self.boot {
-            Some(BootSection::Rules(rules)) => root.entries.push(("boot".into(), Item::Table(rules.tree()))),
-            Some(BootSection::Toml(toml)) => root.entries.push(("boot".into(), Item::Verbatim(toml.clone()))),
-            None => {}
+        if let Some(boot) = &self.boot {
+            root.entries.push(("boot".into(), Item::Table(boot.tree())));
         }
         if let Some(ima) = &self.ima {
             root.entries.push(("ima".into(), Item::Table(ima.tree())));
@@ -363,7 +329,6 @@ enum Item {
     Value(Value),
     Table(Table),
     Tables(Vec<Table>),
-    Verbatim(BootToml),
 }
 
 enum Value {
@@ -454,9 +419,6 @@ fn toml_table(text: &mut String, path: &str, table: &Table) {
                     let _ = writeln!(text, "\n[[{path}]]");
                     toml_table(text, &path, inner);
                 }
-            }
-            Item::Verbatim(toml) => {
-                let _ = writeln!(text, "\n{}", toml.text.trim());
             }
         }
     }
@@ -552,7 +514,6 @@ fn json_table(text: &mut String, table: &Table, depth: usize) {
                 }
                 text.push(']');
             }
-            Item::Verbatim(toml) => text.push_str(&toml.section.to_string()),
         }
     }
     if !table.entries.is_empty() {

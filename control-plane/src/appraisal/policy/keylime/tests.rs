@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::appraisal::policy::write::{BootAggregateText, ChainText, CommandLineText, Counts};
+use crate::appraisal::policy::write::{BootAggregateText, BootText, ChainText, CommandLineText, Counts};
 use crate::appraisal::test_vectors;
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -220,8 +220,7 @@ fn reference_state() -> Value {
 
 fn boot(state: &Value) -> (BootText, Vec<Note>) {
     let (text, notes) = add(&[&state.to_string()]).unwrap();
-    let Some(BootSection::Rules(rules)) = text.boot else { panic!("no rules") };
-    (rules, notes)
+    (text.boot.expect("rules"), notes)
 }
 
 #[test]

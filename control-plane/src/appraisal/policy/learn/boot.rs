@@ -214,10 +214,7 @@ mod tests {
     use crate::appraisal::{
         boot_rules::{BootInput, judge},
         finding::Report,
-        policy::{
-            Policy,
-            write::{BootSection, PolicyText},
-        },
+        policy::{Policy, write::PolicyText},
         test_vectors,
     };
 
@@ -225,7 +222,7 @@ mod tests {
         let text = PolicyText {
             name: "learned".into(),
             accept: crate::appraisal::policy::Exception::ALL.into(),
-            boot: Some(BootSection::Rules(rules)),
+            boot: Some(rules),
             ..PolicyText::default()
         };
         let text = text.to_toml();

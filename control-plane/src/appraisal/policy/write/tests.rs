@@ -26,7 +26,7 @@ fn full() -> PolicyText {
         files: set(&[11], 32),
         command_line: Some(CommandLineText::Exact("ro quiet".into())),
     });
-    text.boot = Some(BootSection::Rules(boot));
+    text.boot = Some(boot);
     let mut ima = ImaText { learn_keys: true, boot_aggregate: Some(BootAggregateText::Log), ..ImaText::default() };
     ima.exclude.insert("/tmp/**".into());
     ima.any_path = set(&[12], 32);
@@ -72,18 +72,6 @@ fn the_same_content_is_the_same_bytes_and_long_lists_break() {
     assert_eq!(full().to_toml(), full().to_toml());
     assert!(full().to_toml().starts_with("# a b\nversion = 1\n"));
     assert!(full().to_toml().lines().all(|line| line.len() <= 200));
-}
-
-#[test]
-fn sections_written_elsewhere_are_kept_with_their_comments() {
-    let toml = "# by hand\n[boot]\npcrs = [7]\n\n[[boot.event]]\nname = \"x\"\npcr = 7\n";
-    let mut text = PolicyText { name: "x".into(), ..PolicyText::default() };
-    text.boot = Some(BootSection::Toml(BootToml::new(toml.into()).unwrap()));
-    assert!(text.to_toml().contains("# by hand\n[boot]"));
-    assert_eq!(tree(&text.to_toml()), tree(&text.to_json()));
-    assert_eq!(BootToml::new("[ima]\n".into()), Err("there is no [boot]".into()));
-    assert_eq!(BootToml::new("[boot]\n[ima]\n".into()), Err("`ima` is not [boot]".into()));
-    assert!(BootToml::new("[boot".into()).is_err());
 }
 
 #[test]
