@@ -1,8 +1,8 @@
 //! How fast appraisal is, one thread, against the cryptography that it cannot do without.
 //!
 //! `cargo xtask bench` runs this and knows the limits; by itself (`cargo bench -p control-plane`) it prints one JSON
-//! object. What is compared is measured in alternating rounds of one run, so that a busy machine slows both; each figure
-//! is a median.
+//! object. What is compared is measured in alternating rounds of one run, so that a slow machine slows both; each figure
+//! is a median of this thread's own processor time, of which other processes take none.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -12,7 +12,7 @@ use std::{
     hint::black_box,
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -119,13 +119,19 @@ fn has_sha_ni() -> bool {
     return false;
 }
 
+/// Processor time of this thread so far.
+fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap_or_default(), time.tv_nsec.try_into().unwrap_or_default())
+}
+
 /// Times two things in turn, `rounds` times, after one round that does not count; the medians, and that of the ratios
 /// second to first.
 fn compare(rounds: usize, mut first: impl FnMut(), mut second: impl FnMut()) -> (Duration, Duration, f64) {
     let time = |work: &mut dyn FnMut()| {
-        let begun = Instant::now();
+        let begun = now();
         work();
-        begun.elapsed()
+        now() - begun
     };
     let (mut firsts, mut seconds, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=rounds {
@@ -352,9 +358,9 @@ fn policy() -> Result<(f64, usize)> {
     let mut bytes = 0;
     for _ in 0..7 {
         let before = ALLOCATED.load(Ordering::Relaxed);
-        let begun = Instant::now();
+        let begun = now();
         let policy = Policy::parse(json.as_bytes())?;
-        times.push(begun.elapsed());
+        times.push(now() - begun);
         bytes = ALLOCATED.load(Ordering::Relaxed).saturating_sub(before);
         ensure!(policy.ima().is_some_and(|rules| rules.files().digests() == POLICY_DIGESTS), "a digest is missing");
     }
@@ -368,11 +374,11 @@ fn lookup_ns(size: usize) -> Result<f64> {
     let paths: Vec<String> = shuffled(2 * size).into_iter().take(2000).map(path).collect();
     let mut times = Vec::new();
     for _ in 0..21 {
-        let begun = Instant::now();
+        let begun = now();
         for path in &paths {
             black_box(files.get(black_box(path.as_bytes())));
         }
-        times.push(begun.elapsed());
+        times.push(now() - begun);
     }
     Ok(median(&mut times).as_secs_f64() * 1e9 / paths.len() as f64)
 }
@@ -403,7 +409,7 @@ fn boot_log() -> Result<f64> {
     let rules = policy.boot().context("rules")?;
     let mut times = Vec::new();
     for _ in 0..101 {
-        let begun = Instant::now();
+        let begun = now();
         let read = ReadBootLog::read(&bytes, None, None)?;
         let mut report = control_plane::appraisal::finding::Report::default();
         let input = control_plane::appraisal::boot_rules::BootInput {
@@ -414,7 +420,7 @@ fn boot_log() -> Result<f64> {
         };
         control_plane::appraisal::boot_rules::judge(rules, &input, &mut report);
         black_box((&read.replayed, &report));
-        times.push(begun.elapsed());
+        times.push(now() - begun);
         ensure!(report.is_clean(), "the log is not good: {:?}", report.findings().first());
     }
     Ok(median(&mut times).as_secs_f64() * 1000.0)

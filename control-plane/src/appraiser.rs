@@ -42,6 +42,8 @@ pub(crate) struct Appraiser {
     pub(crate) store: Arc<dyn AppraiserStore>,
     registry: Arc<Registry>,
     policies: Mutex<HashMap<PolicyId, Policy>>,
+    /// Held while one is read and parsed: a thousand nodes that come at once share one copy.
+    loading: tokio::sync::Mutex<()>,
     policy_trust: PolicyTrust,
     clock: Mutex<Option<(Instant, i64)>>,
     /// Whether IMA lists are kept with the evidence.
@@ -137,6 +139,7 @@ impl Appraiser {
             store,
             registry,
             policies: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
             policy_trust,
             clock: Mutex::default(),
             keep_ima: true,
@@ -151,8 +154,12 @@ impl Appraiser {
     /// A policy, parsed once for all nodes that use it. Whoever put it into the database: its signature is looked at here
     /// again, and without the right one there is no policy, so no verdict.
     pub(crate) async fn policy(&self, id: PolicyId) -> Result<Policy, RoundError> {
-        if let Some(policy) = self.policies.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            return Ok(policy.clone());
+        if let Some(policy) = self.parsed_policy(id) {
+            return Ok(policy);
+        }
+        let _loading = self.loading.lock().await;
+        if let Some(policy) = self.parsed_policy(id) {
+            return Ok(policy);
         }
         let row = self.store.policy(id).await?.ok_or(StoreError::NotFound("policy"))?;
         let trust = self.policy_trust.clone();
@@ -167,6 +174,10 @@ impl Appraiser {
         };
         self.policies.lock().unwrap_or_else(PoisonError::into_inner).insert(id, policy.clone());
         Ok(policy)
+    }
+
+    fn parsed_policy(&self, id: PolicyId) -> Option<Policy> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
     /// Runs one round and writes its verdict.
@@ -438,6 +449,27 @@ mod tests {
     };
 
     const POLICY: &[u8] = b"version = 1\nname = \"p\"\n[release]\nphase_pcr = 13\n";
+
+    #[tokio::test]
+    async fn nodes_that_come_at_once_share_one_copy_of_their_policy() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::open_verifier(&format!("sqlite:{}/v.db", dir.path().display())).await.unwrap();
+        store.migrate().await.unwrap();
+        let id = Array(Policy::parse(POLICY).unwrap().id());
+        store.put_policy(id, "p", POLICY).await.unwrap();
+        let appraiser = Arc::new(Appraiser::new(Role::Verifier, store, Arc::default(), PolicyTrust::Any));
+        let ask = |_| {
+            let appraiser = appraiser.clone();
+            tokio::spawn(async move { appraiser.policy(id).await.unwrap() })
+        };
+        let asked: Vec<_> = (0..16).map(ask).collect();
+        let mut copies = Vec::new();
+        for policy in asked {
+            copies.push(policy.await.unwrap());
+        }
+        let first = copies[0].name().as_ptr();
+        assert!(copies.iter().all(|policy| std::ptr::eq(policy.name().as_ptr(), first)));
+    }
 
     #[tokio::test]
     async fn a_stored_policy_is_used_only_with_the_signature_that_is_wanted() {

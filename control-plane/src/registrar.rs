@@ -1,6 +1,7 @@
 //! The registrar: binds an AK to an EK, on proof that one TPM holds both. It says who is who, never who is good.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -53,11 +54,8 @@ pub struct PendingEnrolment {
     id: EnrolmentId,
     secret: CredentialSecret,
     made: Instant,
+    /// Its hardware is not judged before the TPM has proven itself.
     binding: Binding,
-    /// Why the hardware is not proven, for the history.
-    doubt: Option<String>,
-    /// Nobody has admitted it: it is to wait in quarantine.
-    stranger: bool,
 }
 
 impl Registrar {
@@ -119,7 +117,6 @@ impl Registrar {
             return Err(Refusal::forbidden("wrong_ak_name", "the AK is not the one that hello named"));
         }
         let admitted = self.store.admitted_name(node_id).await?;
-        let certified = self.certify(enrol, &ek_public);
         let join = match (&admitted, &enrol.join) {
             (Some(_), _) => None,
             (None, Some(proof)) => Some(self.check_join(agent, proof).await?),
@@ -128,12 +125,6 @@ impl Registrar {
                 return Err(not_admitted(node_id));
             }
             (None, None) => None,
-        };
-        let stranger = admitted.is_none() && join.is_none();
-        let (hardware, doubt) = match certified {
-            Ok(path) => (Hardware::Certified { issuer: path.issuer().to_owned() }, None),
-            Err(_) if admitted.is_some() => (Hardware::AllowListed, None),
-            Err(why) => (Hardware::Unproven, Some(doubt(&why))),
         };
         let secret = CredentialSecret::generate(&mut OsRng);
         let credential = credential(&ek_public, &ak, &secret)?;
@@ -146,11 +137,11 @@ impl Registrar {
             ek_chain: enrol.ek_chain.iter().map(|certificate| certificate.to_vec()).collect(),
             ak_public: enrol.ak_public.to_vec(),
             ak_name: agent.ak_name(),
-            hardware,
+            hardware: Hardware::Unproven,
             join,
             bound_ms: 0,
         };
-        let pending = PendingEnrolment { id, secret, made: Instant::now(), binding, doubt, stranger };
+        let pending = PendingEnrolment { id, secret, made: Instant::now(), binding };
         Ok((EnrolAnswer { enrolment_id: id, credential }, pending))
     }
 
@@ -207,15 +198,22 @@ impl Registrar {
                 "the credential was not activated by the TPM that holds this EK and AK",
             )
         })?;
-        let mut binding = pending.binding;
-        if pending.stranger {
-            // An operator may have admitted it meanwhile.
-            if self.store.admitted_name(binding.node_id).await?.is_none() {
-                return Err(self.keep(agent, binding).await?);
-            }
-            if binding.hardware == Hardware::Unproven {
-                binding.hardware = Hardware::AllowListed;
-            }
+        let binding = pending.binding;
+        self.bind_proven(agent.peer, binding).await
+    }
+
+    /// Binds what one TPM was proven to hold, or lets it wait. Roots and admissions count as they are now: they may have
+    /// changed since the enrolment began. If it is bound with hardware that is not proven, says why not.
+    async fn bind_proven(&self, peer: SocketAddr, mut binding: Binding) -> Result<Option<String>, Refusal> {
+        let admitted = self.store.admitted_name(binding.node_id).await?.is_some();
+        let (hardware, reason) =
+            judge_hardware(&self.ek_trust.roots(), &binding.ek_public, &binding.ek_chain, admitted);
+        binding.hardware = hardware;
+        if !admitted && binding.join.is_none() {
+            return Err(match self.quarantine {
+                true => self.keep(peer, binding).await?,
+                false => not_admitted(binding.node_id),
+            });
         }
         self.store.bind(&binding).await.map_err(|error| match error {
             StoreError::Conflict(conflict @ (Conflict::NodeBoundToOtherAk | Conflict::AkBoundToOtherNode)) => {
@@ -226,24 +224,18 @@ impl Registrar {
             }
             error => error.into(),
         })?;
-        Ok(pending.doubt.filter(|_| binding.hardware == Hardware::Unproven))
+        Ok((binding.hardware == Hardware::Unproven).then_some(reason))
     }
 
     /// Lets a node that proved its TPM wait for an operator. Nothing else that is on record changes.
-    async fn keep(&self, agent: &Agent, binding: Binding) -> Result<Refusal, StoreError> {
+    async fn keep(&self, peer: SocketAddr, binding: Binding) -> Result<Refusal, StoreError> {
         let Binding { node_id, ek_public, ek_chain, ak_public, ak_name, hardware, .. } = binding;
-        let peer = agent.peer.ip().to_canonical().to_string();
+        let peer = peer.ip().to_canonical().to_string();
         let unproven = hardware == Hardware::Unproven;
         let waiting =
             Quarantined { node_id, ek_public, ek_chain, ak_public, ak_name, hardware, peer, first_ms: 0, last_ms: 0 };
         self.store.quarantine(&waiting, MAX_QUARANTINED).await?;
         Ok(quarantined(node_id, unproven))
-    }
-
-    /// Who certified the EK, or why nobody we trust did.
-    fn certify(&self, enrol: &Enrol, ek_public: &TpmtPublic) -> Result<EkPath, EkError> {
-        let chain: Vec<Vec<u8>> = enrol.ek_chain.iter().map(|certificate| certificate.to_vec()).collect();
-        certify(&self.ek_trust.roots(), &chain, ek_public)
     }
 
     /// Judges the hardware of everybody on record by the roots as they are now; gives the nodes of which something else
@@ -263,7 +255,7 @@ impl Registrar {
                 let admitted = self.store.admitted_name(node_id).await?.is_some();
                 let (now, reason) = judge_hardware(&roots, &binding.ek_public, &binding.ek_chain, admitted);
                 if now != binding.hardware {
-                    self.store.set_hardware(node_id, &now).await?;
+                    self.store.set_hardware(node_id, &binding.hardware, &now).await?;
                     let kind = match (&binding.hardware, &now) {
                         (_, Hardware::Unproven) => "hardware_unproven",
                         (Hardware::Unproven, _) => "hardware_proven",
@@ -279,7 +271,7 @@ impl Registrar {
         for waiting in self.store.quarantined(MAX_QUARANTINED).await? {
             let (now, _) = judge_hardware(&roots, &waiting.ek_public, &waiting.ek_chain, false);
             if now != waiting.hardware {
-                self.store.set_hardware(waiting.node_id, &now).await?;
+                self.store.set_hardware(waiting.node_id, &waiting.hardware, &now).await?;
             }
             tokio::task::yield_now().await;
         }
@@ -434,4 +426,48 @@ fn not_admitted(node_id: NodeId) -> Refusal {
              `trefoil node add NAME --join` makes a token for the agent's configuration"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store;
+
+    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+    /// As it was enrolled when some root still certified it.
+    fn enrolled(number: u8) -> Binding {
+        Binding {
+            node_id: NodeId([number; 32]),
+            ek_public: vec![1],
+            ek_chain: vec![vec![1]],
+            ak_public: vec![1],
+            ak_name: protocol::bytes::Array([number; 34]),
+            hardware: Hardware::Certified { issuer: "CN=gone".into() },
+            join: None,
+            bound_ms: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn roots_and_admission_count_as_they_are_when_the_tpm_has_proven_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::open_registrar(&format!("sqlite:{}/r.db", dir.path().display())).await.unwrap();
+        store.migrate().await.unwrap();
+        let registrar = || Registrar::new(store.clone(), RolePrivateKey::generate(&mut OsRng), Arc::default());
+
+        store.admit_node(NodeId([1; 32]), "edge-1").await.unwrap();
+        assert_eq!(registrar().bind_proven(PEER, enrolled(1)).await.unwrap(), None);
+        let bound = store.binding(NodeId([1; 32])).await.unwrap().unwrap();
+        assert_eq!(bound.hardware, Hardware::AllowListed);
+
+        // Removed between enrolment and activation.
+        let refusal = registrar().keeping_strangers(false).bind_proven(PEER, enrolled(2)).await.unwrap_err();
+        assert_eq!(refusal.kind, "not_admitted");
+        let refusal = registrar().bind_proven(PEER, enrolled(2)).await.unwrap_err();
+        assert_eq!(refusal.kind, "quarantined");
+        assert_eq!(store.binding(NodeId([2; 32])).await.unwrap(), None);
+        let waiting = store.quarantined_node(NodeId([2; 32])).await.unwrap().unwrap();
+        assert_eq!((waiting.hardware, waiting.peer.as_str()), (Hardware::Unproven, "127.0.0.1"));
+    }
 }

@@ -401,7 +401,7 @@ pub trait AppraiserStore: EventStore {
     async fn put_policy(&self, id: PolicyId, name: &str, body: &[u8]) -> Result<(), StoreError>;
     /// Reads a policy by its content address.
     async fn policy(&self, id: PolicyId) -> Result<Option<PolicyRow>, StoreError>;
-    /// All policies, oldest first.
+    /// All policies, oldest first, their `body` left empty: all of them together may be long.
     async fn policies(&self) -> Result<Vec<PolicyRow>, StoreError>;
     /// Keeps a boot log by its SHA-256; the same again changes nothing.
     async fn put_boot_log(&self, digest: [u8; 32], log: &[u8]) -> Result<(), StoreError>;

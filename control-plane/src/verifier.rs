@@ -167,7 +167,11 @@ impl Verifier {
             }
         };
         if bootstrap && let Verdict::Good(_) = &judged.verdict {
-            match self.release(agent, state, &judged).await {
+            let released = self.release(agent, state, &judged).await;
+            // What it was woken by while it waited may have been another thought of the hardware, or a resume.
+            state.reload();
+            *known = None;
+            match released {
                 Ok(true) => *wants = false,
                 Ok(false) => return Ok(Some(Duration::ZERO)),
                 Err(NotReleased::Agent(AgentError::Gone)) => return Ok(None),

@@ -72,6 +72,7 @@ suite! {
         bindings_come_in_pages_and_their_hardware_may_change
         a_node_in_quarantine_comes_back_whole_and_keeps_its_first_time
         quarantine_is_bounded_and_unproven_hardware_goes_first
+        whoever_floods_the_quarantine_displaces_his_own
         admission_and_binding_end_quarantine;
     appraiser:
         a_policy_is_stored_once_and_found

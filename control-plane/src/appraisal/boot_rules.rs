@@ -84,10 +84,12 @@ pub fn judge(rules: &BootRules, input: &BootInput<'_>, report: &mut Report) {
         used: vec![false; rules.events.len()],
         command_lines: Vec::new(),
         images: Vec::new(),
+        chain_image: None,
         files: Vec::new(),
         authorities: Vec::new(),
         sbat_seen: false,
         allowed: 0,
+        unknown: 0,
     };
     for event in input.log.events().filter(|event| event.is_extended()) {
         judge.event(event);
@@ -123,12 +125,16 @@ struct Judge<'r, 'a> {
     command_lines: Vec<(Place, String)>,
     /// What is started, as far as no other rule speaks of it: PCR 4, in order.
     images: Vec<&'r Event<'a>>,
+    /// The first event that is an image of a chain.
+    chain_image: Option<&'r Event<'a>>,
     /// What may be a chain's file: PCR 9.
     files: Vec<&'r Event<'a>>,
     /// Names of what images were verified with.
     authorities: Vec<[u8; 32]>,
     sbat_seen: bool,
     allowed: u64,
+    /// Bits of the PCRs with events that no rule speaks of.
+    unknown: u32,
 }
 
 /// The command lines that a digest may turn out to be of, by that digest in a bank: what the node says; where it says
@@ -187,7 +193,10 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
         is_known |= self.of_a_chain(event, is_known);
         if is_known {
             self.allowed += 1;
-        } else if u8::try_from(event.pcr).is_ok_and(|pcr| self.rules.judges(pcr)) {
+            return;
+        }
+        self.unknown |= 1u32.checked_shl(event.pcr).unwrap_or(0);
+        if u8::try_from(event.pcr).is_ok_and(|pcr| self.rules.judges(pcr)) {
             self.unknown(event);
         }
     }
@@ -246,8 +255,11 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
     fn action(&mut self, event: &Event<'_>) -> bool {
         if event.pcr == 7
             && self.rules.secure_boot == Some(true)
-            && let Some(text) = DEBUG_ACTIONS.iter().find(|text| event.data.eq_ignore_ascii_case(text.as_bytes()))
-            && hashes_to(event, self.banks, event.data)
+            && let Some(text) = DEBUG_ACTIONS.iter().find(|text| {
+                // Found by its digest, whatever the log says it is; by its data where the case of letters differs.
+                let is_said = event.data.eq_ignore_ascii_case(text.as_bytes());
+                hashes_to(event, self.banks, text.as_bytes()) || is_said && hashes_to(event, self.banks, event.data)
+            })
         {
             self.find("debug_mode", place(event), "Secure Boot that nothing circumvents", shown(text));
             return true;
@@ -398,6 +410,9 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
                 if is_image || !is_known {
                     self.images.push(event);
                 }
+                if is_image {
+                    self.chain_image.get_or_insert(event);
+                }
                 is_image
             }
             9 if is_one_of(&|chain| &chain.files) => {
@@ -429,7 +444,10 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
             }
             if listed || phase.is_some() {
                 self.allowed += 1;
-            } else if self.rules.judges(event.pcr) {
+                continue;
+            }
+            self.unknown |= 1u32.checked_shl(event.pcr.into()).unwrap_or(0);
+            if self.rules.judges(event.pcr) {
                 let kind = format!("userspace {}", shown(&event.kind));
                 let place = Place::event(event.number, event.pcr.into(), kind);
                 let found = match (text, &event.text) {
@@ -453,7 +471,9 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
 
     fn separators_seen(&mut self) {
         for (pcr, count) in (0u8..).zip(self.separators) {
-            if count == 0 && self.rules.judges(pcr) {
+            // Without it nothing says that the variables were measured by the firmware.
+            let of_variables = pcr == 7 && (self.rules.secure_boot.is_some() || !self.rules.variables.is_empty());
+            if count == 0 && (self.rules.judges(pcr) || of_variables) {
                 let place = Place { pcr: Some(pcr), ..Place::default() };
                 self.find("separator_missing", place, "a separator behind the firmware's events", "none");
             }
@@ -525,6 +545,10 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
                     "boot log: whether the command line in PCR {pcr} is the only one there, since `boot.pcrs` does not \
                      name it"
                 ));
+            } else if self.unknown & 1 << pcr != 0 {
+                self.report.not_checked(format!(
+                    "boot log: whether there is another command line in PCR {pcr}, since `boot.pcrs` does not name it"
+                ));
             }
         }
         let rules = &self.rules.command_lines;
@@ -581,6 +605,11 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
                 }
             }
         }
+        // Nor does an alternative that names no image cover those of another one.
+        if let Some(event) = self.chain_image.filter(|_| chain.images.is_empty()) {
+            let bank = self.banks.last().copied().unwrap_or(HashAlg::Sha256);
+            differ(place(event), format!("no image of another alternative than {name}"), found_digest(event, bank));
+        }
         for wanted in &chain.files {
             if self.files.iter().any(|event| is_digest(event, self.banks, wanted)) {
                 fits += 1;
@@ -622,6 +651,14 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
             (0..16u8).filter(|pcr| *pcr != super::IMA_PCR && !rules.judges(*pcr)).map(|pcr| pcr.to_string()).collect();
         if !others.is_empty() {
             self.report.not_checked(format!("boot log: events of PCR {} are only replayed", others.join(", ")));
+        }
+        let loose: Vec<_> =
+            (0..16u8).filter(|pcr| rules.loose_mask() & 1 << pcr != 0).map(|pcr| pcr.to_string()).collect();
+        if !loose.is_empty() {
+            self.report.not_checked(format!(
+                "boot log: what else there is in PCR {} than its rules ask for, since `boot.pcrs` does not name it",
+                loose.join(", ")
+            ));
         }
         match rules.secure_boot {
             Some(on) => self.report.checked(format!("boot log: Secure Boot {}", if on { "on" } else { "off" })),

@@ -5,6 +5,8 @@
 //! A record is a claim like an event of the boot log: its digests count by what they replay to, its text where it hashes
 //! to them.
 
+use std::collections::BTreeMap;
+
 use protocol::{
     limits,
     tpm::{
@@ -120,6 +122,34 @@ impl UserspaceLog {
         self.values(bank, index, start).any(|value| value.as_ref() == Some(target))
     }
 
+    /// How many of a PCR's measurements the banks prove together: the largest number after which each of `targets` (bank,
+    /// what the PCR held before, what it holds) is met; `None` if there is none.
+    pub fn proven_count(&self, index: u8, targets: &[(HashAlg, Digest, Digest)]) -> Option<usize> {
+        let mut banks: Vec<_> =
+            targets.iter().map(|(bank, start, target)| (self.values(*bank, index, *start), target)).collect();
+        let mut proven = None;
+        for count in 0..=self.events.len() {
+            let mut is_met = !banks.is_empty();
+            for (values, target) in &mut banks {
+                let Some(Some(value)) = values.next() else { return proven };
+                is_met &= value == **target;
+            }
+            if is_met {
+                proven = Some(count);
+            }
+        }
+        proven
+    }
+
+    /// The first measurements of each PCR alone, as many as `counts` has for it.
+    pub fn first(&self, mut counts: BTreeMap<u8, usize>) -> Self {
+        let mut is_counted = |event: &&UserspaceEvent| {
+            let left = counts.get_mut(&event.pcr).filter(|left| **left > 0);
+            left.map(|left| *left -= 1).is_some()
+        };
+        Self { events: self.events.iter().filter(|event| is_counted(event)).cloned().collect() }
+    }
+
     /// `start` and what follows from it, measurement by measurement; ends with the first that has no digest for the bank.
     fn values(&self, bank: HashAlg, index: u8, start: Digest) -> impl Iterator<Item = Option<Digest>> {
         let mut value = Some(start);
@@ -205,6 +235,19 @@ mod tests {
         assert_eq!(log.replay(HashAlg::Sha256, 12, zero), Some(zero));
         assert_eq!(log.replay(HashAlg::Sha1, 11, Digest::zero(HashAlg::Sha1)), None);
         assert!(log.touches(11) && !log.touches(12));
+        // The same number in every bank, and the largest.
+        let sha256 = (HashAlg::Sha256, zero, first);
+        assert_eq!(log.proven_count(11, &[sha256]), Some(1));
+        assert_eq!(log.proven_count(11, &[(HashAlg::Sha256, zero, zero)]), Some(0));
+        assert_eq!(log.proven_count(11, &[sha256, (HashAlg::Sha256, zero, zero)]), None);
+        let sha1 = Digest::zero(HashAlg::Sha1);
+        assert_eq!(log.proven_count(11, &[sha256, (HashAlg::Sha1, sha1, sha1)]), None);
+        assert_eq!(
+            (log.proven_count(11, &[]), log.proven_count(12, &[(HashAlg::Sha256, zero, zero)])),
+            (None, Some(0))
+        );
+        assert_eq!(log.first([(11, 2), (12, 1)].into()).events().len(), 2);
+        assert!(log.first(BTreeMap::new()).events().is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use protocol::{
     },
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 use super::{
     FIRMWARE_PCRS, IMA_PCR,
@@ -66,7 +67,8 @@ impl<'a> ReadBootLog<'a> {
         Ok(Self { log, replayed, command_line, userspace: userspace.map(UserspaceLog::parse) })
     }
 
-    /// What a PCR holds after the log and what userspace measured; `None` for a bank without digests.
+    /// What a PCR holds after the log and what userspace measured; `None` for a bank without digests, or if one of
+    /// userspace's measurements has none.
     pub fn value(&self, bank: HashAlg, index: u8) -> Option<Digest> {
         let value = *self.replayed.value(bank, index)?;
         match &self.userspace {
@@ -550,7 +552,9 @@ impl<'a> Judge<'_, 'a> {
                 (boot.replayed.digest(), complete)
             }
             BootLogEvidence::JudgedBefore => {
-                let previous = self.input.previous.filter(|_| epoch == Some(Epoch::Same));
+                let policy = self.input.policy.map(Policy::id);
+                let same = |previous: &&Checkpoint| epoch == Some(Epoch::Same) && previous.policy == policy;
+                let previous = self.input.previous.filter(same);
                 let Some((previous, digest)) = previous.and_then(|previous| Some((previous, previous.boot_log?)))
                 else {
                     self.find(Check::BootLog, "boot_log_missing", "boot log", "the log of this boot", "none");
@@ -585,15 +589,22 @@ impl<'a> Judge<'_, 'a> {
         }
         for (bank, index, value) in pcrs.iter() {
             // A bank without digests in the log is named once below.
-            let Some(replayed) = boot.value(bank, index) else { continue };
-            if replayed == *value || boot.reaches(bank, index, value) {
+            if !boot.replayed.has_bank(bank) {
+                continue;
+            }
+            // None for a measurement of userspace without a digest for the bank: then nothing accounts for the value.
+            let replayed = boot.value(bank, index);
+            if replayed.as_ref() == Some(value) || boot.reaches(bank, index, value) {
                 continue;
             }
             match log_accounts(self.input.policy, index) {
                 Accounts::Always | Accounts::WithUserspace => {
-                    let (expected, found) = (format!("{replayed} (the log's)"), value.to_string());
+                    let expected = match replayed {
+                        Some(replayed) => format!("{replayed} (the log's)"),
+                        None => format!("a {bank} digest of each measurement of userspace"),
+                    };
                     let place = Place::pcr(bank, index);
-                    self.find_at(Check::BootLog, "boot_log_mismatch", place, expected, found);
+                    self.find_at(Check::BootLog, "boot_log_mismatch", place, expected, value.to_string());
                 }
                 Accounts::Partly if boot.touches(index) => self.report.not_checked(format!(
                     "boot log: PCR {bank}:{index} was extended after the log ended, so the log is not proven for it"
@@ -616,13 +627,34 @@ impl<'a> Judge<'_, 'a> {
     fn boot_events(&mut self, boot: &'a ReadBootLog<'a>, rules: Option<&BootRules>) {
         let Some(rules) = rules else { return self.boot_events_unjudged() };
         let banks: Vec<_> = self.input.pcrs.banks().collect();
-        let input = BootInput {
-            log: &boot.log,
-            banks: &banks,
-            command_line: boot.command_line,
-            userspace: boot.userspace.as_ref().and_then(|userspace| userspace.as_ref().ok()),
-        };
+        let userspace = self.proven_userspace(boot, rules);
+        let input =
+            BootInput { log: &boot.log, banks: &banks, command_line: boot.command_line, userspace: userspace.as_ref() };
         boot_rules::judge(rules, &input, &mut self.report);
+    }
+
+    /// What userspace measured up to the quote, in the PCRs that the rules speak of: what was measured later, or only said
+    /// to be, meets no rule. In every bank it is the same measurements.
+    fn proven_userspace(&mut self, boot: &ReadBootLog<'_>, rules: &BootRules) -> Option<UserspaceLog> {
+        let Some(Ok(userspace)) = &boot.userspace else { return None };
+        let pcrs = self.input.pcrs;
+        let mut counts = BTreeMap::new();
+        for index in (0..16).filter(|index| judges(rules, *index) && userspace.touches(*index)) {
+            let target = |bank| Some((bank, *boot.replayed.value(bank, index)?, *pcrs.value(bank, index)?));
+            // That a bank is not quoted, or not in the log, is a finding of its own.
+            let targets: Vec<_> = pcrs.banks().filter_map(target).collect();
+            match userspace.proven_count(index, &targets) {
+                Some(count) => _ = counts.insert(index, count),
+                None if targets.is_empty() => {}
+                None => {
+                    let place = Place { pcr: Some(index), ..Place::default() };
+                    let (expected, found) =
+                        ("the same measurements in every bank", "more of them in one than in another");
+                    self.find_at(Check::BootLog, "boot_log_mismatch", place, expected, found);
+                }
+            }
+        }
+        Some(userspace.first(counts))
     }
 
     fn boot_events_unjudged(&mut self) {
@@ -740,6 +772,13 @@ impl<'a> Judge<'_, 'a> {
                 None => self.find_at(Check::PcrPolicy, "pcr_not_quoted", place, list(good), "not quoted"),
                 Some(value) if good.contains(value) => {}
                 Some(value) => self.find_at(Check::PcrPolicy, "pcr_mismatch", place, list(good), value.to_string()),
+            }
+        }
+        if let Some(rules) = policy.boot() {
+            let wanted = policy.selection(false).pcrs().filter(|(_, index)| judges(rules, *index));
+            for (bank, index) in wanted.filter(|(bank, index)| pcrs.value(*bank, *index).is_none()) {
+                let expected = "a value, since [boot] has rules for its events";
+                self.find_at(Check::BootPolicy, "pcr_not_quoted", Place::pcr(bank, index), expected, "not quoted");
             }
         }
         let phase = self.phase(policy);

@@ -443,7 +443,7 @@ impl<'a> Certificate<'a> {
                 };
                 let text = String::from_utf8_lossy(value.value);
                 let plain = text.chars().take(MAX_ATTRIBUTE_CHARS);
-                *slot = Some(plain.map(|c| if c.is_control() { '?' } else { c }).collect());
+                *slot = Some(plain.map(|c| if is_obeyed(c) { '?' } else { c }).collect());
             }
         }
         attributes
@@ -602,7 +602,7 @@ pub(crate) fn name_text(name: &[u8]) -> String {
             }
             text.push_str(&label);
             text.push('=');
-            text.extend(value.chars().map(|c| if c.is_control() { '?' } else { c }));
+            text.extend(value.chars().map(|c| if is_obeyed(c) { '?' } else { c }));
         }
     }
     if text.is_empty() {
@@ -612,6 +612,12 @@ pub(crate) fn name_text(name: &[u8]) -> String {
         text = text.chars().take(199).chain(['…']).collect();
     }
     text
+}
+
+/// Whether a terminal acts on it: controls, and what turns the direction of writing (Unicode UAX #9 §2).
+fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// An object identifier in dotted decimal.

@@ -707,3 +707,9 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_holds_nothing_that_a_terminal_would_obey() {
+    let name = [&[0x30, 16, 0x31, 14, 0x30, 12, 6, 3, 0x55, 4, 3, 12, 5][..], "a\u{202e}b".as_bytes()].concat();
+    assert_eq!(super::certificate::name_text(&name), "CN=a?b");
+}

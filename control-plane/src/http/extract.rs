@@ -134,17 +134,18 @@ pub(crate) async fn find_policy(store: &dyn TenantStore, wanted: &str) -> Result
     {
         return Ok(row);
     }
-    let mut rows = store.policies().await?;
+    let rows = store.policies().await?;
+    let gone = || ApiError::unknown("unknown_policy", "The policy was there a moment ago.");
     // Oldest first: the last of a name is the newest.
-    if let Some(index) = rows.iter().rposition(|row| row.name == wanted) {
-        return Ok(rows.swap_remove(index));
+    if let Some(row) = rows.iter().rfind(|row| row.name == wanted) {
+        return store.policy(row.id).await?.ok_or_else(gone);
     }
     let prefix = wanted.to_ascii_lowercase();
-    let mut found: Vec<_> =
-        rows.into_iter().filter(|row| is_prefix(&prefix) && policy_hex(row.id).starts_with(&prefix)).collect();
-    match found.len() {
-        1 => found.pop().ok_or_else(|| ApiError::unknown("unknown_policy", "")),
-        0 => Err(ApiError::unknown(
+    let found: Vec<_> =
+        rows.iter().filter(|row| is_prefix(&prefix) && policy_hex(row.id).starts_with(&prefix)).collect();
+    match found.as_slice() {
+        [row] => store.policy(row.id).await?.ok_or_else(gone),
+        [] => Err(ApiError::unknown(
             "unknown_policy",
             format!("No policy is called `{}`, and no policy id begins so (8 hex digits or more).", shown(wanted)),
         )),

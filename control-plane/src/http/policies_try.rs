@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use tokio::sync::Semaphore;
 
 use super::ApiState;
 use super::extract::{Body, find_node, find_policy};
@@ -17,6 +18,9 @@ use crate::evidence::trial::{Stored, Trial, TrialOutcome, try_policy};
 use crate::store::tenant::TenantNode;
 use crate::store::{AppraiserStore, StoreError};
 
+/// Trials at a time, in all requests together: each holds one node's IMA list in memory, up to 64 MiB as it is stored and
+/// once more as it is put together.
+static TRIALS: Semaphore = Semaphore::const_new(2);
 /// Nodes in one request: their lists are read and replayed while the caller waits.
 const MAX_NODES: usize = 500;
 /// The longest text that may be the id or the name of a stored policy.
@@ -108,6 +112,8 @@ async fn on_node(state: &ApiState, policy: &Arc<Policy>, node: &TenantNode) -> R
     let Some(row) = store.evidence(node_id).await? else { return Ok(none()) };
     let pinned = store.attestation(node_id).await?.and_then(|attestation| attestation.ak);
     let Some((_, ak_public)) = pinned else { return Ok(none()) };
+    // Never closed. Whoever hangs up does not free it before the work is done.
+    let permit = TRIALS.acquire().await.ok();
     let boot_log = match row.boot_log {
         Some(digest) => store.boot_log(digest).await?,
         None => None,
@@ -117,6 +123,7 @@ async fn on_node(state: &ApiState, policy: &Arc<Policy>, node: &TenantNode) -> R
     let at_ms = row.at_ms;
     let policy = policy.clone();
     let trial = blocking(move || {
+        let _permit = permit;
         let stored = Stored { evidence: &row, ak_public: &ak_public, boot_log: boot_log.as_deref(), ima: ima.as_ref() };
         try_policy(&policy, &stored, phase.as_ref())
     });

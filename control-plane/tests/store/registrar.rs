@@ -215,11 +215,15 @@ pub(crate) async fn bindings_come_in_pages_and_their_hardware_may_change(stores:
     assert!(store.bindings(Some(node(0xff)), 2).await.unwrap().is_empty());
 
     let before = store.binding(node(7)).await.unwrap().unwrap();
-    store.set_hardware(node(7), &Hardware::Unproven).await.unwrap();
+    let hardware = before.hardware.clone();
+    // Judged as something that it is not any more.
+    store.set_hardware(node(7), &Hardware::AllowListed, &Hardware::Unproven).await.unwrap();
+    assert_eq!(store.binding(node(7)).await.unwrap().unwrap().hardware, hardware);
+    store.set_hardware(node(7), &hardware, &Hardware::Unproven).await.unwrap();
     let after = store.binding(node(7)).await.unwrap().unwrap();
     assert_eq!(after, Binding { hardware: Hardware::Unproven, ..before });
     assert_eq!(store.binding(node(0)).await.unwrap().unwrap().hardware, binding(0, 0).hardware);
-    store.set_hardware(node(9), &Hardware::Unproven).await.unwrap();
+    store.set_hardware(node(9), &hardware, &Hardware::Unproven).await.unwrap();
     assert_eq!(store.binding(node(9)).await.unwrap(), None);
 }
 
@@ -260,7 +264,7 @@ pub(crate) async fn a_node_in_quarantine_comes_back_whole_and_keeps_its_first_ti
     // Nothing else is thought of it.
     assert_eq!(store.admitted_name(node(1)).await.unwrap(), None);
     assert_eq!(store.binding(node(1)).await.unwrap(), None);
-    store.set_hardware(node(1), &Hardware::Unproven).await.unwrap();
+    store.set_hardware(node(1), &certified(), &Hardware::Unproven).await.unwrap();
     assert_eq!(store.quarantined_node(node(1)).await.unwrap().unwrap().hardware, Hardware::Unproven);
     assert!(store.leave_quarantine(node(1)).await.unwrap());
     assert!(!store.leave_quarantine(node(1)).await.unwrap());
@@ -291,6 +295,21 @@ pub(crate) async fn quarantine_is_bounded_and_unproven_hardware_goes_first(store
     store.quarantine(&stranger(9, certified()), 4).await.unwrap();
     assert_eq!(ids().await, [node(9), node(7), node(6), node(4)]);
     assert_eq!(store.quarantined(1).await.unwrap().len(), 1);
+}
+
+pub(crate) async fn whoever_floods_the_quarantine_displaces_his_own(stores: &Stores) {
+    let store = &stores.registrar;
+    let from = |number: u8, peer: &str| Quarantined { peer: peer.into(), ..stranger(number, Hardware::Unproven) };
+    store.quarantine(&from(1, "192.0.2.1"), 4).await.unwrap();
+    store.quarantine(&from(2, "2001:db8:0:1::1"), 4).await.unwrap();
+    for number in 10..20 {
+        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        // Addresses of one /64 are one subscriber's.
+        store.quarantine(&from(number, &format!("2001:db8::{number:x}")), 4).await.unwrap();
+    }
+    let ids: Vec<_> = store.quarantined(10).await.unwrap().iter().map(|row| row.node_id).collect();
+    assert_eq!(ids[..2], [node(19), node(18)]);
+    assert!(ids.len() == 4 && ids.contains(&node(1)) && ids.contains(&node(2)), "{ids:?}");
 }
 
 pub(crate) async fn admission_and_binding_end_quarantine(stores: &Stores) {

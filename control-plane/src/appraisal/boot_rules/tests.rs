@@ -250,6 +250,51 @@ fn a_file_of_another_alternative_is_not_covered_by_measuring_the_right_one_too()
 }
 
 #[test]
+fn an_alternative_without_images_does_not_cover_those_of_another() {
+    let text = format!(
+        "version = 1\nname = \"x\"\n[boot]\n\
+         [[boot.chain]]\nname = \"a\"\nimages = [\"{}\"]\nfiles = [\"{}\"]\n\
+         [[boot.chain]]\nname = \"b\"\nfiles = [\"{}\"]\n",
+        digest(b"old kernel"),
+        digest(b"old initrd"),
+        digest(b"initrd"),
+    );
+    let boot = |image: Option<&[u8]>| {
+        let mut events: Vec<_> = [0, 2, 4, 7].map(separator).into();
+        events.push((9, 6, b"initrd".to_vec(), Vec::new()));
+        events.extend(image.map(|image| (4, EV_EFI_BOOT_SERVICES_APPLICATION, image.to_vec(), Vec::new())));
+        let report = report_on(&text, &log_of(&events), None, None);
+        report.findings().iter().map(|finding| finding.code).collect::<Vec<_>>()
+    };
+    assert_eq!(boot(None), [""; 0]);
+    assert_eq!(boot(Some(b"old kernel")), ["chain_mismatch"]);
+}
+
+#[test]
+fn rules_on_a_pcr_that_is_not_judged_whole_say_what_they_leave_open() {
+    let report = |rules: &str, events: &[Made]| {
+        let text = format!("version = 1\nname = \"x\"\n[boot]\n{rules}\n");
+        let report = report_on(&text, &log_of(events), None, None);
+        let codes: Vec<_> = report.findings().iter().map(|finding| finding.code).collect();
+        (codes, report.what_was_not_checked().join("\n"))
+    };
+    let secure_boot = "pcrs = []\nsecure_boot = \"on\"";
+    let on = config(GLOBAL_VARIABLE, "SecureBoot", &[1]);
+    let (codes, told) = report(secure_boot, &[on.clone(), separator(7)]);
+    assert!(codes.is_empty() && told.contains("what else there is in PCR 7"), "{codes:?}: {told}");
+    // Without the separator nothing says that firmware measured it.
+    assert_eq!(report(secure_boot, std::slice::from_ref(&on)).0, ["separator_missing"]);
+    // Called something else, it is still what was measured.
+    let debug = (7, EV_EFI_ACTION, b"UEFI Debug Mode".to_vec(), b"x".to_vec());
+    assert_eq!(report(secure_boot, &[on, debug, separator(7)]).0, ["debug_mode"]);
+    // GRUB's own line, hidden, and a good one measured afterwards where systemd-stub would.
+    let evil = (8, EV_IPL, b"/vmlinuz init=/bin/sh".to_vec(), b"x".to_vec());
+    let good = hashed(12, EV_IPL, &to_utf16("ro quiet"));
+    let (codes, told) = report("pcrs = [12]\ncommand_line = [\"ro quiet\"]", &[evil, good]);
+    assert!(codes.is_empty() && told.contains("another command line in PCR 8"), "{codes:?}: {told}");
+}
+
+#[test]
 fn a_listed_digest_does_not_stand_for_the_other_rules() {
     let listed = |pcr: u32, data: &[u8]| {
         format!("[[boot.event]]\nname = \"listed\"\npcr = {pcr}\ndigests = [\"{}\"]\n", digest(data))

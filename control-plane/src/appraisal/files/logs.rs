@@ -266,11 +266,16 @@ impl Appraisal<'_, '_> {
         let (mut compared, mut wrong) = (0u32, Vec::new());
         let mut later = Vec::new();
         for (bank, index, value) in values.iter() {
-            let Some(replayed) = logs.boot_value(bank, index) else { continue };
-            if replayed == *value {
+            if !boot.banks().contains(&bank) {
+                continue;
+            }
+            // None for a measurement of userspace without a digest for the bank: then nothing accounts for the value.
+            let replayed = logs.boot_value(bank, index);
+            if replayed.as_ref() == Some(value) {
                 compared += u32::from(is_boot_time_pcr(index) || logs.touches(index));
             } else if is_boot_time_pcr(index) || (index != IMA_PCR && self.is_accounted(index)) {
-                wrong.push((Place::pcr(bank, index), value.to_string(), replayed.to_string()));
+                let replayed = replayed.map_or_else(|| "no value".to_owned(), |replayed| replayed.to_string());
+                wrong.push((Place::pcr(bank, index), value.to_string(), replayed));
             } else if logs.touches(index) {
                 later.push(format!("{bank}:{index}"));
             }
@@ -319,8 +324,8 @@ impl Appraisal<'_, '_> {
         if !replays {
             return self.not_checked(check, "boot_log_mismatch", "the log is not that of these PCRs");
         }
-        let values = self.inputs.values();
-        let given = |bank: &HashAlg| values.is_none_or(|values| values.iter().any(|(of, ..)| of == *bank));
+        let values = self.compared().map(Cow::into_owned);
+        let given = |bank: &HashAlg| values.as_ref().is_none_or(|values| values.iter().any(|(of, ..)| of == *bank));
         let banks: Vec<_> = log.banks().iter().copied().filter(given).collect();
         let banks = if banks.is_empty() { log.banks().to_vec() } else { banks };
         let input =
@@ -328,6 +333,16 @@ impl Appraisal<'_, '_> {
         let mut report = super::Report::default();
         boot_rules::judge(rules, &input, &mut report);
         self.report(check, &report);
+        let Some(values) = values else { return };
+        let ruled = || (0..16u8).filter(|index| self.is_accounted(*index));
+        let pcrs = banks.iter().flat_map(|bank| ruled().map(move |index| (*bank, index)));
+        let unproven: Vec<_> = pcrs.filter(|(bank, index)| values.get(*bank, *index).is_none()).collect();
+        if !unproven.is_empty() {
+            let named: Vec<_> = unproven.iter().take(8).map(|(bank, index)| format!("{bank}:{index}")).collect();
+            let more = if unproven.len() > named.len() { " and others" } else { "" };
+            let found = format!("no value proves the events of {}{more}", named.join(", "));
+            self.not_checked(check, "pcr_not_given", found);
+        }
     }
 
     /// How many entries replay to the quoted PCR 10; `None` if they do not. Without a value to compare with all count.

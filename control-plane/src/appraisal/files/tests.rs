@@ -471,6 +471,30 @@ fn logs_are_replayed_bank_by_bank_and_only_the_pcrs_that_they_extend() {
 }
 
 #[test]
+fn rules_on_events_are_told_which_pcrs_no_value_proves() {
+    let log = boot_log();
+    let pcr4 = HashAlg::Sha1.digest(&[&[0; 20], &[7; 20]]).to_string();
+    let values = format!("{{\"sha1\": {{\"4\": \"{pcr4}\", \"14\": \"{}\"}}}}", "00".repeat(20));
+    let policy = b"version = 1\nname = \"x\"\naccept = [\"sha1\"]\n[boot]\npcrs = [14, 15]\n";
+    let files = |userspace_log, policy| Files {
+        boot_log: Some(&log),
+        pcrs: Some(values.as_bytes()),
+        userspace_log,
+        policy,
+        ..Files::default()
+    };
+    let verdict = appraise_files(&files(None, Some(&policy[..]))).unwrap();
+    assert!(verdict.is_pass(), "{verdict:?}");
+    let unproven = verdict.checks().iter().find(|row| row.reason == "pcr_not_given").unwrap();
+    assert_eq!((unproven.check, unproven.result), (Check::BootPolicy, Outcome::NotChecked));
+    assert!(unproven.found.contains("sha1:15") && !unproven.found.contains("sha1:14"), "{unproven:?}");
+    // A measurement without digest accounts for no value.
+    let nothing = b"\x1e{\"pcr\":14,\"digests\":[]}\n";
+    let verdict = appraise_files(&files(Some(&nothing[..]), None)).unwrap();
+    assert_eq!(verdict.reason(), Some("boot_log_mismatch"));
+}
+
+#[test]
 fn an_entry_whose_hash_is_not_that_of_its_data_is_found_without_a_quote() {
     let mut list = [entry("/a"), entry("/b")].concat();
     let last = list.len() - 2;

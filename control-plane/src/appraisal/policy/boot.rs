@@ -152,6 +152,7 @@ pub(crate) struct Chain {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct BootRules {
     judged: u32,
+    spoken_of: u32,
     quoted: u32,
     pub(crate) secure_boot: Option<bool>,
     pub(crate) command_lines: Vec<CommandLine>,
@@ -191,11 +192,13 @@ impl BootRules {
             Some(pcrs) => judged_pcrs(&pcrs)?,
             None => DEFAULT_PCRS | used,
         };
+        let spoken_of = used;
         // Where a command line is measured depends on who starts the kernel.
         let used = used | when(has_command_line, 1 << 8 | 1 << 9 | 1 << 12);
         let quoted = judged | used;
         Ok(Self {
             judged,
+            spoken_of,
             quoted,
             secure_boot: raw.secure_boot.map(|wanted| wanted == RawSecureBoot::On),
             command_lines,
@@ -215,6 +218,11 @@ impl BootRules {
     /// Bits of the PCRs in which every event has to be allowed.
     pub const fn judged_mask(&self) -> u32 {
         self.judged
+    }
+
+    /// Bits of the PCRs that its rules on events, files and keys speak of, in which not every event has to be allowed.
+    pub(crate) const fn loose_mask(&self) -> u32 {
+        self.spoken_of & !self.judged
     }
 
     /// Whether every event of a PCR has to be allowed.

@@ -65,13 +65,15 @@ impl P256Key {
         Self::from_sec1(der.strip_prefix(&P256_SPKI)?)
     }
 
-    /// Every public key (`BEGIN PUBLIC KEY`) of a PEM text; `None` if there is none, or one that is no P-256 key.
+    /// Every public key (`BEGIN PUBLIC KEY`) of a PEM text; `None` if there is none, one that is no P-256 key, or something
+    /// else beside them.
     pub fn from_pem(pem: &[u8]) -> Option<Vec<Self>> {
         use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
         let keys = SubjectPublicKeyInfoDer::pem_slice_iter(pem)
             .map(|der| der.ok().and_then(|der| Self::from_spki(&der)))
             .collect::<Option<Vec<_>>>()?;
-        (!keys.is_empty()).then_some(keys)
+        let sections = pem.windows(11).filter(|window| window == b"-----BEGIN ").count();
+        (!keys.is_empty() && keys.len() == sections).then_some(keys)
     }
 
     /// SEC1 uncompressed bytes.

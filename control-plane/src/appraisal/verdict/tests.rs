@@ -420,6 +420,8 @@ fn a_boot_log_judged_before_stands_while_its_pcrs_do() {
     ));
     // Another policy may have rules for its events: it has to be read again.
     assert!(!boot_log_is_judged(world.previous.as_ref(), Epoch::Same, World::good().policy.as_ref(), &world.pcrs()));
+    let other = World { policy: World::good().policy, previous: world.previous.clone(), ..boot_log().1 };
+    assert!(codes(&before(&other)).contains(&("boot_log_missing", "boot log".to_owned())));
     world.reset_count = 6;
     assert_eq!(codes(&before(&world)), one("boot_log_missing", "boot log"));
 }
@@ -513,6 +515,56 @@ fn rules_on_events_are_part_of_the_verdict_and_need_a_log_that_replays() {
     other[at] ^= 1;
     let other = ReadBootLog::read(&other, None, None).unwrap();
     assert_eq!(codes(&judge(&unruled, BootLogEvidence::Replayed(&other))), one("boot_log_mismatch", "sha256:7"));
+}
+
+#[test]
+fn what_userspace_measured_behind_the_quote_meets_no_rule_and_breaks_none() {
+    let (log, _) = boot_log();
+    let measured = SHA256.digest(&[b"machine-id"]);
+    let text = format!(
+        "version = 1\nname = \"rules\"\n[boot]\npcrs = [15]\n\
+         [[boot.event]]\nname = \"machine\"\npcr = 15\nrequired = true\ndigests = [\"{measured}\"]\n\
+         [release]\nphase_pcr = 13"
+    );
+    let record = |digest: &Digest| {
+        format!("\u{1e}{{\"pcr\":15,\"digests\":[{{\"hashAlg\":\"sha256\",\"digest\":\"{digest}\"}}]}}\n")
+    };
+    let zero = Digest::zero(SHA256);
+    let judge = |value: Digest, records: &[&Digest]| {
+        let policy = Some(Policy::parse(text.as_bytes()).unwrap());
+        let world = World { policy, ..boot_log().1 }.set(15, value);
+        let userspace: String = records.iter().map(|digest| record(digest)).collect();
+        let read = ReadBootLog::read(&log, None, Some(userspace.as_bytes())).unwrap();
+        world.judge_with(BootLogEvidence::Replayed(&read), ImaEvidence::None)
+    };
+    // Said to be measured, and not in the quoted PCR.
+    assert_eq!(codes(&judge(zero, &[&measured])), one("event_missing", "PCR 15"));
+    let value = extend(SHA256, &zero, &measured).unwrap();
+    assert_eq!(judge(value, &[&measured]).outcome(), Outcome::Good);
+    let later = SHA256.digest(&[b"later"]);
+    assert_eq!(judge(value, &[&measured, &later]).outcome(), Outcome::Good);
+    assert_eq!(codes(&judge(value, &[&later, &measured])), one("boot_log_mismatch", "sha256:15"));
+}
+
+#[test]
+fn a_measurement_of_userspace_without_digest_accounts_for_nothing() {
+    let (log, world) = boot_log();
+    let world = world.set(14, reference(14));
+    for userspace in [None, Some(&b"\x1e{\"pcr\":14,\"digests\":[]}\n"[..])] {
+        let read = ReadBootLog::read(&log, None, userspace).unwrap();
+        let verdict = world.judge_with(BootLogEvidence::Replayed(&read), ImaEvidence::None);
+        assert_eq!(codes(&verdict), one("boot_log_mismatch", "sha256:14"));
+    }
+}
+
+#[test]
+fn a_pcr_that_boot_rules_speak_of_has_to_be_quoted() {
+    let (log, _) = boot_log();
+    let policy = Policy::parse(b"version = 1\nname = \"x\"\n[boot]\npcrs = [14]\n[release]\nphase_pcr = 13").unwrap();
+    let world = World { policy: Some(policy), ..boot_log().1 };
+    let read = ReadBootLog::read(&log, None, None).unwrap();
+    let verdict = world.judge_with(BootLogEvidence::Replayed(&read), ImaEvidence::None);
+    assert_eq!(codes(&verdict), one("pcr_not_quoted", "sha256:14"));
 }
 
 #[test]

@@ -31,8 +31,11 @@ impl<T: Appraises> AppraiserStore for T {
     }
 
     async fn policies(&self) -> Result<Vec<PolicyRow>, StoreError> {
-        let sql = "SELECT policy_id, name, body, created_ms FROM policy ORDER BY seq";
-        self.db().rows(sql, &[]).await?.iter().map(policy_row).collect()
+        let sql = "SELECT policy_id, name, created_ms FROM policy ORDER BY seq";
+        let row = |row: &Row| {
+            Ok(PolicyRow { id: Array(row.array(0)?), name: row.get(1)?, body: Vec::new(), created_ms: row.get(2)? })
+        };
+        self.db().rows(sql, &[]).await?.iter().map(row).collect()
     }
 
     async fn put_boot_log(&self, digest: [u8; 32], log: &[u8]) -> Result<(), StoreError> {
@@ -337,6 +340,7 @@ async fn try_pin_ak(db: &Db, node_id: NodeId, ak_name: AkName, ak_public: &[u8])
 }
 
 /// Entries of an IMA list to be kept.
+#[derive(Clone, Copy)]
 struct Part<'a> {
     node_id: NodeId,
     first: u64,
@@ -346,6 +350,29 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
+    /// What of a list from its beginning is not kept already: a node that failed shows all of it with every round.
+    async fn beyond_kept(mut self, tx: &mut Tx) -> Result<Self, StoreError> {
+        if self.first != 0 {
+            return Ok(self);
+        }
+        let kept = "SELECT first_entry, entries, part_len FROM ima_part
+            WHERE node_id = $1 AND reset_count = $2 AND restart_count = $3 ORDER BY first_entry";
+        for row in tx.rows(kept, values![&self.node_id.0, self.epoch.0, self.epoch.1]).await? {
+            let (first, entries) = (entries_of(&row, 0)?, entries_of(&row, 1)?);
+            let len = usize::try_from(row.get::<i64>(2)?).map_err(|_| StoreError::Corrupt("a number out of range"))?;
+            let Some((same, rest)) = self.bytes.split_at_checked(len) else { break };
+            if first != self.first || entries > self.entries {
+                break;
+            }
+            let equal = "SELECT 1 FROM ima_part WHERE node_id = $1 AND first_entry = $2 AND part = $3";
+            if tx.row(equal, values![&self.node_id.0, entry_number(first)?, same]).await?.is_none() {
+                break;
+            }
+            (self.first, self.entries, self.bytes) = (first.saturating_add(entries), self.entries - entries, rest);
+        }
+        Ok(self)
+    }
+
     async fn insert(&self, tx: &mut Tx, first: u64, entries: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let sql = "INSERT INTO ima_part (node_id, first_entry, entries, reset_count, restart_count, part_len, part)
             VALUES ($1, $2, $3, $4, $5, $6, $7)";
@@ -364,9 +391,10 @@ impl Part<'_> {
 }
 
 async fn try_put_ima_part(db: &Db, part: &Part<'_>) -> Result<(), StoreError> {
+    let mut tx = db.begin(Durability::Soon).await?;
+    let part = part.beyond_kept(&mut tx).await?;
     let node_id = &part.node_id.0;
     let first = entry_number(part.first)?;
-    let mut tx = db.begin(Durability::Soon).await?;
     let other_boots = "DELETE FROM ima_part WHERE node_id = $1 AND (reset_count <> $2 OR restart_count <> $3)";
     tx.write(other_boots, values![node_id, part.epoch.0, part.epoch.1]).await?;
     tx.write("DELETE FROM ima_part WHERE node_id = $1 AND first_entry >= $2", values![node_id, first]).await?;
@@ -627,6 +655,44 @@ const CLOCK_SLACK_MS: i64 = 1_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_list_that_is_shown_whole_again_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}/v.db", dir.path().display());
+        let store = super::super::Verifier(crate::store::open(protocol::id::Role::Verifier, &url).await.unwrap());
+        crate::store::EventStore::migrate(&store).await.unwrap();
+        let entry = |byte: u8, len: usize| {
+            let mut entry = vec![byte; 24];
+            for field in [b"ima-ng".to_vec(), vec![byte; len]] {
+                entry.extend_from_slice(&u32::try_from(field.len()).unwrap().to_le_bytes());
+                entry.extend_from_slice(&field);
+            }
+            entry
+        };
+        let node_id = NodeId([1; 32]);
+        let put =
+            async |entries: u64, list: &[u8]| store.put_ima_part(node_id, 0, entries, list, (1, 0)).await.unwrap();
+        let parts = async || {
+            let row = store.0.row("SELECT COUNT(*) FROM ima_part", &[]).await.unwrap().unwrap();
+            (row.get::<i64>(0).unwrap(), store.ima_list(node_id).await.unwrap().unwrap().bytes)
+        };
+        let long = entry(1, MAX_PART_LEN);
+        put(1, &long).await;
+        let grown = [long.as_slice(), &entry(2, 9)].concat();
+        put(2, &grown).await;
+        assert_eq!(parts().await, (2, grown.clone()), "the long part stays as it is");
+        let grown = [grown, entry(3, 9)].concat();
+        put(3, &grown).await;
+        put(3, &grown).await;
+        assert_eq!(parts().await, (2, grown));
+        // Another list is kept in place of the one before, and a shorter one ends where it ends.
+        let other = [entry(4, MAX_PART_LEN), entry(3, 9)].concat();
+        put(2, &other).await;
+        assert_eq!(parts().await, (1, other.clone()));
+        put(1, &other[..other.len() - entry(3, 9).len()]).await;
+        assert_eq!(parts().await, (1, entry(4, MAX_PART_LEN)));
+    }
 
     #[test]
     fn trust_ends_after_its_length_and_when_the_clock_was_set_back() {

@@ -1,12 +1,14 @@
 //! The registrar's statements: admissions, join tokens, bindings, quarantine.
 
+use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
+
 use async_trait::async_trait;
 use protocol::{
     bytes::Array,
     id::{JoinId, NodeId},
 };
 
-use super::{Db, Durability, Registrar, Row, codec, retry_races, values};
+use super::{Db, Durability, Registrar, Row, Tx, codec, retry_races, values};
 use crate::store::{
     Conflict, RegistrarStore, StoreError,
     registrar::{Binding, Hardware, JoinAdmission, JoinEvidence, Quarantined},
@@ -82,12 +84,14 @@ impl RegistrarStore for Registrar {
         rows.iter().map(binding_row).collect()
     }
 
-    async fn set_hardware(&self, node_id: NodeId, hardware: &Hardware) -> Result<(), StoreError> {
-        let (text, proven) = (codec::to_json(hardware)?, is_proven(hardware));
+    async fn set_hardware(&self, node_id: NodeId, from: &Hardware, to: &Hardware) -> Result<(), StoreError> {
+        let (from, text, proven) = (codec::to_json(from)?, codec::to_json(to)?, is_proven(to));
         let mut tx = self.0.begin(Durability::Now).await?;
-        tx.write("UPDATE binding SET hardware = $2 WHERE node_id = $1", values![&node_id.0, &text]).await?;
-        let waiting = "UPDATE quarantine SET hardware = $2, proven = $3 WHERE node_id = $1";
-        tx.write(waiting, values![&node_id.0, &text, proven]).await?;
+        // What was judged may have been bound, or have come again, meanwhile: that was judged anew.
+        let bound = "UPDATE binding SET hardware = $2 WHERE node_id = $1 AND hardware = $3";
+        tx.write(bound, values![&node_id.0, &text, &from]).await?;
+        let waiting = "UPDATE quarantine SET hardware = $2, proven = $3 WHERE node_id = $1 AND hardware = $4";
+        tx.write(waiting, values![&node_id.0, &text, proven, &from]).await?;
         tx.commit().await
     }
 
@@ -227,13 +231,36 @@ async fn try_quarantine(db: &Db, node: &Quarantined, max: u32) -> Result<(), Sto
     tx.write(sql, values).await?;
     let count = tx.row("SELECT COUNT(*) FROM quarantine", values![]).await?;
     let count: i64 = count.ok_or(StoreError::Corrupt("a count"))?.get(0)?;
-    let surplus = count - i64::from(max);
-    if surplus > 0 {
-        let sql = "DELETE FROM quarantine WHERE node_id IN
-            (SELECT node_id FROM quarantine ORDER BY proven, last_ms, node_id LIMIT $1)";
-        tx.write(sql, values![surplus]).await?;
+    if let Ok(surplus @ 1..) = usize::try_from(count - i64::from(max)) {
+        make_room(&mut tx, surplus).await?;
     }
     tx.commit().await
+}
+
+/// Takes `surplus` nodes off the list. Anybody can make up TPMs: whoever comes with many displaces his own.
+async fn make_room(tx: &mut Tx, surplus: usize) -> Result<(), StoreError> {
+    let mut of_network: HashMap<(bool, String), usize> = HashMap::new();
+    let mut waiting = Vec::new();
+    for row in tx.rows("SELECT node_id, proven, peer, last_ms FROM quarantine", &[]).await? {
+        let of = (row.get::<bool>(1)?, network(&row.get::<String>(2)?));
+        *of_network.entry(of.clone()).or_default() += 1;
+        waiting.push((of, row.get::<i64>(3)?, row.array::<32>(0)?));
+    }
+    waiting.sort_by_key(|(of, last_ms, node_id)| {
+        (of.0, Reverse(of_network.get(of).copied().unwrap_or_default()), *last_ms, *node_id)
+    });
+    for (_, _, node_id) in waiting.iter().take(surplus) {
+        tx.write("DELETE FROM quarantine WHERE node_id = $1", values![node_id]).await?;
+    }
+    Ok(())
+}
+
+/// Whom an address belongs to: itself, but an IPv6 subscriber has a /64.
+fn network(peer: &str) -> String {
+    match peer.parse() {
+        Ok(IpAddr::V6(address)) => format!("{:x}", address.to_bits() >> 64),
+        _ => peer.to_owned(),
+    }
 }
 
 /// Whether a trusted manufacturer vouches for it.

@@ -135,6 +135,11 @@ fn only_p256_points_are_keys() {
     assert_eq!(P256Key::from_pem(pem.as_bytes()), Some(vec![public]));
     assert_eq!(P256Key::from_pem(pem.repeat(2).as_bytes()).unwrap().len(), 2);
     assert_eq!(P256Key::from_pem(b""), None);
+    // A certificate is not what was asked for, and neither is a private key.
+    for other in ["CERTIFICATE", "PRIVATE KEY"] {
+        let beside = format!("{pem}-----BEGIN {other}-----\nAAAA\n-----END {other}-----\n");
+        assert_eq!(P256Key::from_pem(beside.as_bytes()), None, "{other}");
+    }
     let mut off_curve = *public.as_sec1();
     off_curve[64] ^= 1;
     assert_eq!(P256Key::from_sec1(&off_curve), None);
