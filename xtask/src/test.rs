@@ -30,7 +30,8 @@ pub(crate) struct Arguments {
 }
 
 /// Scenario files that also run on Postgres: those whose point is what the control plane remembers.
-const ON_POSTGRES: [&str; 5] = ["refused_enrol", "refused_release", "restart", "restarts", "works"];
+const ON_POSTGRES: [&str; 7] =
+    ["quarantine", "refused_enrol", "refused_release", "restarts", "signed_policies", "try_policy", "works"];
 
 /// Scenario files in which the agent is played by the test: another backend of the real one changes nothing in them.
 const PLAYED_AGENT: [&str; 3] = ["refused_attest", "refused_enrol", "refused_release"];
