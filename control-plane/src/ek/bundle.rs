@@ -39,8 +39,9 @@ pub enum EkRootsError {
     NoCertificate { path: PathBuf },
     #[error("{path}: PEM that does not parse", path = path.display())]
     BadPem { path: PathBuf },
-    #[error("{path}: certificate {number}: {source}", path = path.display())]
-    BadCertificate { path: PathBuf, number: usize, source: CertificateError },
+    // Not a `source`: the message has it, and who prints the chain would say it twice.
+    #[error("{path}: certificate {number}: {problem}", path = path.display())]
+    BadCertificate { path: PathBuf, number: usize, problem: CertificateError },
     #[error("{path}: {problem}", path = path.display())]
     BadProvenance { path: PathBuf, problem: String },
 }
@@ -172,10 +173,10 @@ impl EkRoots {
         }
         let name: FileName = path.file_name().map_or_else(|| "".into(), |name| name.to_string_lossy().into());
         for (at, certificate) in certificates.into_iter().enumerate() {
-            self.insert(certificate, name.clone()).map_err(|source| EkRootsError::BadCertificate {
+            self.insert(certificate, name.clone()).map_err(|problem| EkRootsError::BadCertificate {
                 path: path.to_owned(),
                 number: at + 1,
-                source,
+                problem,
             })?;
         }
         Ok(())

@@ -324,6 +324,7 @@ fn the_operators_directory_is_loaded_whole_or_its_bad_file_is_named() {
     let error = EkRoots::load_dir(directory.path()).unwrap_err();
     assert!(matches!(&error, EkRootsError::BadCertificate { number: 1, .. }));
     assert!(error.to_string().contains("c.txt"), "{error}");
+    assert!(std::error::Error::source(&error).is_none(), "what is wrong stands in the message, and only there");
     file("c.txt", b"-----BEGIN NOTHING-----\nAAAA\n-----END NOTHING-----\n");
     assert!(matches!(EkRoots::load_dir(directory.path()), Err(EkRootsError::NoCertificate { .. })));
     file("c.txt", b"-----BEGIN CERTIFICATE-----\n\xff\n");
