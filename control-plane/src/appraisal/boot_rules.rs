@@ -6,7 +6,7 @@
 //! hidden by calling it something else. What has to be there has to be there exactly once and, for Secure Boot's variables,
 //! before the firmware's separator: only firmware runs before it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use protocol::tpm::alg::{Digest, HashAlg};
 
@@ -25,8 +25,8 @@ const HASHED_TYPES: [u32; 5] = [EV_SEPARATOR, 0x0000_0005, 0x8000_0001, EV_EFI_V
 /// EV_SEPARATOR's data where the firmware met no error (PC Client Platform Firmware Profile, "Event Types").
 const SEPARATORS: [[u8; 4]; 2] = [[0; 4], [0xff; 4]];
 const ERROR_SEPARATOR: [u8; 4] = [1, 0, 0, 0];
-/// EV_EFI_ACTION of an ordinary boot, in PCR 4 or 5: firmware differs in which (PC Client Platform Firmware Profile, "EV_EFI_ACTION Event
-/// Types").
+/// EV_EFI_ACTION of an ordinary boot, in PCR 4 or 5: firmware differs in which (PC Client Platform Firmware Profile,
+/// "EV_EFI_ACTION Event Types").
 const ACTIONS: [&str; 4] = [
     "Calling EFI Application from Boot Option",
     "Returning from EFI Application from Boot Option",
@@ -86,7 +86,8 @@ pub fn judge(rules: &BootRules, input: &BootInput<'_>, report: &mut Report) {
         images: Vec::new(),
         chain_image: None,
         files: Vec::new(),
-        authorities: Vec::new(),
+        file_digests: HashSet::new(),
+        authorities: HashSet::new(),
         sbat_seen: false,
         allowed: 0,
         unknown: 0,
@@ -127,10 +128,11 @@ struct Judge<'r, 'a> {
     images: Vec<&'r Event<'a>>,
     /// The first event that is an image of a chain.
     chain_image: Option<&'r Event<'a>>,
-    /// What may be a chain's file: PCR 9.
+    /// What may be a chain's file: PCR 9. The same again is left out.
     files: Vec<&'r Event<'a>>,
+    file_digests: HashSet<EventDigest>,
     /// Names of what images were verified with.
-    authorities: Vec<[u8; 32]>,
+    authorities: HashSet<[u8; 32]>,
     sbat_seen: bool,
     allowed: u64,
     /// Bits of the PCRs with events that no rule speaks of.
@@ -164,6 +166,14 @@ fn hashes_to(event: &Event<'_>, banks: &[HashAlg], bytes: &[u8]) -> bool {
 /// Whether an event's digest in the bank of `digest`, if that is judged, is this one.
 fn is_digest(event: &Event<'_>, banks: &[HashAlg], digest: &EventDigest) -> bool {
     banks.contains(&digest.bank) && event.digest(digest.bank) == Some(digest.digest.as_bytes())
+}
+
+/// An event's digests in the banks that are judged.
+fn digests(event: &Event<'_>, banks: &[HashAlg]) -> impl Iterator<Item = EventDigest> {
+    banks.iter().filter_map(|bank| {
+        let digest = bank.read_digest(event.digest(*bank)?).ok()?;
+        Some(EventDigest { bank: *bank, digest })
+    })
 }
 
 fn place(event: &Event<'_>) -> Place {
@@ -242,12 +252,19 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
     }
 
     fn listed(&mut self, event: &Event<'_>) -> bool {
+        u8::try_from(event.pcr).is_ok_and(|pcr| self.is_listed(pcr, digests(event, self.banks)))
+    }
+
+    /// Whether a rule on events has one of these digests; those that have are met.
+    fn is_listed(&mut self, pcr: u8, digests: impl Iterator<Item = EventDigest>) -> bool {
         let mut found = false;
-        for (rule, used) in self.rules.events.iter().zip(&mut self.used) {
-            let is_it = u32::from(rule.pcr) == event.pcr
-                && rule.digests.iter().any(|digest| is_digest(event, self.banks, digest));
-            *used |= is_it;
-            found |= is_it;
+        for digest in digests {
+            for rule in self.rules.by_digest.get(&(pcr, digest)).into_iter().flatten() {
+                if let Some(used) = self.used.get_mut(*rule) {
+                    *used = true;
+                }
+                found = true;
+            }
         }
         found
     }
@@ -324,7 +341,7 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
     fn key_list(&mut self, event: &Event<'_>, name: &str, rule: &KeyRule, signatures: &[Signature<'_>]) {
         let ids: Vec<[u8; 32]> = signatures.iter().map(Signature::id).collect();
         if let Some(only) = &rule.only {
-            for (id, signature) in ids.iter().zip(signatures).filter(|(id, _)| !only.contains(id)) {
+            for (id, signature) in ids.iter().zip(signatures).filter(|(id, _)| only.binary_search(id).is_err()) {
                 let subject = signature.certificate().and_then(crate::ek::certificate_subject);
                 let mut found = hex::encode(id);
                 if let Some(subject) = subject {
@@ -333,7 +350,8 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
                 self.find("key_not_allowed", place(event), format!("nothing in {name} but what is listed"), found);
             }
         }
-        let missing: Vec<_> = rule.require.iter().filter(|id| !ids.contains(id)).collect();
+        let there: HashSet<_> = ids.iter().collect();
+        let missing: Vec<_> = rule.require.iter().filter(|id| !there.contains(id)).collect();
         if let Some(first) = missing.first() {
             let code = if name == "dbx" { "revocation_missing" } else { "key_missing" };
             let expected = format!("{} in {name}", hex::encode(first));
@@ -373,7 +391,7 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
         let hash = certificate.try_into().unwrap_or_else(|_| sha256(event.data));
         let ids = [sha256(certificate), sha256(variable.data), sha256(event.data), hash];
         self.authorities.extend(ids);
-        if !listed && rule.only.as_ref().is_some_and(|only| !ids.iter().any(|id| only.contains(id))) {
+        if !listed && rule.only.as_ref().is_some_and(|only| !ids.iter().any(|id| only.binary_search(id).is_ok())) {
             let mut found = hex::encode(sha256(certificate));
             if let Some(subject) = crate::ek::certificate_subject(certificate) {
                 found.push_str(&format!(", {}", shown(&subject)));
@@ -400,13 +418,10 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
 
     /// What a chain speaks of. In PCR 4 that is all that nothing else allows.
     fn of_a_chain(&mut self, event: &'r Event<'a>, is_known: bool) -> bool {
-        let chains = &self.rules.chains;
-        let is_one_of = |list: &dyn Fn(&'r Chain) -> &'r [EventDigest]| {
-            chains.iter().any(|chain| list(chain).iter().any(|digest| is_digest(event, self.banks, digest)))
-        };
+        let rules = self.rules;
         match event.pcr {
-            4 if chains.iter().any(|chain| !chain.images.is_empty()) => {
-                let is_image = is_one_of(&|chain| &chain.images);
+            4 if !rules.chain_images.is_empty() => {
+                let is_image = digests(event, self.banks).any(|digest| rules.chain_images.contains(&digest));
                 if is_image || !is_known {
                     self.images.push(event);
                 }
@@ -415,8 +430,12 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
                 }
                 is_image
             }
-            9 if is_one_of(&|chain| &chain.files) => {
-                self.files.push(event);
+            9 if digests(event, self.banks).any(|digest| rules.chain_files.contains(&digest)) => {
+                let known = self.file_digests.len();
+                self.file_digests.extend(digests(event, self.banks));
+                if self.file_digests.len() > known {
+                    self.files.push(event);
+                }
                 true
             }
             _ => false,
@@ -426,14 +445,9 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
     fn userspace(&mut self, log: &UserspaceLog) {
         let mut next_phase = 0;
         for event in log.events() {
-            let listed = self.rules.events.iter().zip(&mut self.used).fold(false, |found, (rule, used)| {
-                let is_it = rule.pcr == event.pcr
-                    && rule.digests.iter().any(|digest| {
-                        self.banks.contains(&digest.bank) && event.digest(digest.bank) == Some(&digest.digest)
-                    });
-                *used |= is_it;
-                found || is_it
-            });
+            let banks = self.banks;
+            let digest = |bank: &HashAlg| Some(EventDigest { bank: *bank, digest: *event.digest(*bank)? });
+            let listed = self.is_listed(event.pcr, banks.iter().filter_map(digest));
             let text = event.proven_text(self.banks);
             let phase = text.filter(|_| event.pcr == PHASE_PCR).and_then(|text| {
                 let at = PHASES.iter().position(|phase| *phase == text)?;
@@ -497,7 +511,7 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
             }
         }
         let required = rules.authorities.iter().flat_map(|rule| &rule.require);
-        let missing: Vec<_> = required.filter(|id| !self.authorities.contains(id)).collect();
+        let missing: Vec<_> = required.filter(|id| !self.authorities.contains(*id)).collect();
         for id in missing {
             self.find("key_missing", pcr(), format!("an image verified with {}", hex::encode(id)), "none");
         }
@@ -577,66 +591,77 @@ impl<'r, 'a: 'r> Judge<'r, 'a> {
         }
     }
 
+    /// How a chain does not fit, by its first difference. Texts are made for that one only: both a log and a policy may
+    /// be long.
     fn misfit(&self, chain: &Chain, lines: &[(Place, Vec<String>)]) -> Option<Misfit> {
-        let name = shown(&chain.name);
-        let mut fits = 0;
-        let mut first = None;
-        let mut differ = |place: Place, expected: String, found: String| {
-            let finding = Finding::at(Check::BootPolicy, "chain_mismatch", place, bounded(expected), bounded(found));
-            first.get_or_insert(Box::new(finding));
+        let is_image = |(wanted, event): &(&EventDigest, &&Event<'_>)| is_digest(event, self.banks, wanted);
+        let files: usize = chain.files.iter().filter(|wanted| self.file_digests.contains(wanted)).count();
+        let fitting = |(_, forms): &&(Place, Vec<String>)| {
+            chain.command_line.as_ref().is_none_or(|rule| forms.iter().any(|form| rule.matches(form)))
         };
-        let pcr = |pcr| Place { pcr: Some(pcr), ..Place::default() };
-        if !chain.images.is_empty() {
-            for at in 0..chain.images.len().max(self.images.len()) {
-                match (chain.images.get(at), self.images.get(at)) {
-                    (Some(wanted), Some(event)) if is_digest(event, self.banks, wanted) => fits += 1,
-                    (Some(wanted), Some(event)) => {
-                        let expected = format!("image {} of {name}, {}", at + 1, wanted.digest);
-                        differ(place(event), expected, found_digest(event, wanted.bank));
-                    }
-                    (Some(wanted), None) => {
-                        differ(pcr(4), format!("image {} of {name}, {}", at + 1, wanted.digest), "none".to_owned());
-                    }
-                    (None, Some(event)) => {
-                        let bank = self.banks.last().copied().unwrap_or(HashAlg::Sha256);
-                        differ(place(event), format!("no image behind those of {name}"), found_digest(event, bank));
-                    }
-                    (None, None) => {}
-                }
-            }
+        let other_line = lines.iter().find(|line| !fitting(line));
+        let has_line = chain.command_line.is_some() && !lines.is_empty() && other_line.is_none();
+        let fits = chain.images.iter().zip(&self.images).filter(is_image).count() + files + usize::from(has_line);
+
+        let (place, expected, found) = self
+            .image_misfit(chain)
+            .or_else(|| self.file_misfit(chain))
+            .or_else(|| Self::line_misfit(chain, lines, other_line))?;
+        let finding = Finding::at(Check::BootPolicy, "chain_mismatch", place, bounded(expected), bounded(found));
+        Some(Misfit { fits, finding: Box::new(finding) })
+    }
+
+    fn image_misfit(&self, chain: &Chain) -> Option<(Place, String, String)> {
+        let name = shown(&chain.name);
+        let bank = self.banks.last().copied().unwrap_or(HashAlg::Sha256);
+        if chain.images.is_empty() {
+            // Nor does an alternative that names no image cover those of another one.
+            let event = self.chain_image?;
+            let expected = format!("no image of another alternative than {name}");
+            return Some((place(event), expected, found_digest(event, bank)));
         }
-        // Nor does an alternative that names no image cover those of another one.
-        if let Some(event) = self.chain_image.filter(|_| chain.images.is_empty()) {
-            let bank = self.banks.last().copied().unwrap_or(HashAlg::Sha256);
-            differ(place(event), format!("no image of another alternative than {name}"), found_digest(event, bank));
-        }
-        for wanted in &chain.files {
-            if self.files.iter().any(|event| is_digest(event, self.banks, wanted)) {
-                fits += 1;
-            } else {
-                differ(pcr(9), format!("file {} of {name}", wanted.digest), "not measured".to_owned());
+        let same = |(wanted, event): (&EventDigest, &&Event<'_>)| is_digest(event, self.banks, wanted);
+        let at = chain.images.iter().zip(&self.images).take_while(|pair| same(*pair)).count();
+        match (chain.images.get(at), self.images.get(at)) {
+            (Some(wanted), event) => {
+                let expected = format!("image {} of {name}, {}", at + 1, wanted.digest);
+                let none = || (Place { pcr: Some(4), ..Place::default() }, "none".to_owned());
+                let (place, found) = event.map_or_else(none, |event| (place(event), found_digest(event, wanted.bank)));
+                Some((place, expected, found))
             }
+            (None, Some(event)) => {
+                Some((place(event), format!("no image behind those of {name}"), found_digest(event, bank)))
+            }
+            (None, None) => None,
+        }
+    }
+
+    fn file_misfit(&self, chain: &Chain) -> Option<(Place, String, String)> {
+        let name = || shown(&chain.name);
+        if let Some(wanted) = chain.files.iter().find(|wanted| !self.file_digests.contains(wanted)) {
+            let place = Place { pcr: Some(9), ..Place::default() };
+            return Some((place, format!("file {} of {}", wanted.digest, name()), "not measured".to_owned()));
         }
         // Those of another alternative were loaded too, or in place of this one's, whose digest was measured afterwards.
-        for event in &self.files {
-            if !chain.files.iter().any(|wanted| is_digest(event, self.banks, wanted)) {
-                let bank = self.banks.last().copied().unwrap_or(HashAlg::Sha256);
-                differ(place(event), format!("no file but those of {name}"), found_digest(event, bank));
-            }
+        let is_ours = |event: &Event<'_>| chain.files.iter().any(|wanted| is_digest(event, self.banks, wanted));
+        let event = self.files.iter().find(|event| !is_ours(event))?;
+        let bank = self.banks.last().copied().unwrap_or(HashAlg::Sha256);
+        Some((place(event), format!("no file but those of {}", name()), found_digest(event, bank)))
+    }
+
+    fn line_misfit(
+        chain: &Chain,
+        lines: &[(Place, Vec<String>)],
+        other: Option<&(Place, Vec<String>)>,
+    ) -> Option<(Place, String, String)> {
+        let rule = chain.command_line.as_ref()?;
+        let name = shown(&chain.name);
+        if let Some((place, forms)) = other {
+            let found = forms.first().map(|form| shown(form)).unwrap_or_default();
+            return Some((place.clone(), format!("the command line of {name}: {}", shown(rule.text())), found));
         }
-        if let Some(rule) = &chain.command_line {
-            let fitting = |(_, forms): &&(Place, Vec<String>)| forms.iter().any(|form| rule.matches(form));
-            match lines.iter().find(|line| !fitting(line)) {
-                None if !lines.is_empty() => fits += 1,
-                // That there is none is a finding of its own.
-                None => differ(Place::default(), format!("the command line of {name}"), "none".to_owned()),
-                Some((place, forms)) => {
-                    let found = forms.first().map(|form| shown(form)).unwrap_or_default();
-                    differ(place.clone(), format!("the command line of {name}: {}", shown(rule.text())), found);
-                }
-            }
-        }
-        first.map(|finding| Misfit { fits, finding })
+        // That there is none is a finding of its own.
+        lines.is_empty().then(|| (Place::default(), format!("the command line of {name}"), "none".to_owned()))
     }
 
     fn tell(&mut self) {

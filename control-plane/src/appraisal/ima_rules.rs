@@ -12,7 +12,7 @@ use protocol::tpm::alg::{Digest, HashAlg};
 
 use super::{
     IMA_PCR,
-    finding::{Check, Finding, Place, Report},
+    finding::{Check, Finding, MAX_FINDINGS, Place, Report},
     ima_log::{BATCH_LEN, ImaEntry, Measurement, MeasurementError},
     ima_signature::{self, SignatureError, SignatureKey},
     policy::{
@@ -54,6 +54,7 @@ struct Counts {
     violations: u64,
     other_pcr: u64,
     keys_left_out: u64,
+    unverified: u64,
 }
 
 impl<'p> ImaJudge<'p> {
@@ -170,7 +171,12 @@ impl<'p> ImaJudge<'p> {
     /// A file whose digest is not listed.
     #[cold]
     fn unlisted(&mut self, number: u64, measured: &Measurement<'_>) {
-        let signature = measured.signature.filter(|_| !self.rules.keys().is_empty() || !self.learned.is_empty());
+        let mut signature = measured.signature.filter(|_| !self.rules.keys().is_empty() || !self.learned.is_empty());
+        // A list may be full of signatures that are none. It has failed by now, and each costs as much as a good one.
+        if signature.is_some() && self.report.count() >= MAX_FINDINGS as u64 {
+            self.counts.unverified += 1;
+            signature = None;
+        }
         let verified = signature.zip(measured.alg).map(|(signature, alg)| {
             let keys = self.rules.keys().iter().chain(&self.learned);
             ima_signature::verify(keys, signature, measured.is_verity, alg, measured.digest)
@@ -308,7 +314,8 @@ impl<'p> ImaJudge<'p> {
 
     /// Ends the appraisal.
     pub fn finish(mut self) -> ImaJudgement {
-        let Counts { listed, signed, buffers, excluded, violations, other_pcr, keys_left_out } = self.counts;
+        let Counts { listed, signed, buffers, excluded, violations, other_pcr, keys_left_out, unverified } =
+            self.counts;
         let entries = self.next.saturating_sub(self.first);
         self.report.checked(format!(
             "IMA: {entries} entries judged by the policy: {listed} listed, {signed} signed, {buffers} allowed buffers"
@@ -316,6 +323,11 @@ impl<'p> ImaJudge<'p> {
         if self.first > 0 {
             self.report
                 .checked(format!("IMA: the {} entries before them were judged earlier in this boot", self.first));
+        }
+        if unverified > 0 {
+            self.report.not_checked(format!(
+                "IMA: signatures of {unverified} entries, because the list had failed {MAX_FINDINGS} times before them"
+            ));
         }
         if excluded > 0 {
             self.report.not_checked(format!("IMA: {excluded} entries of files that the policy excludes"));

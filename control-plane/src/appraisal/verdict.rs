@@ -384,9 +384,9 @@ pub fn boot_log_is_judged(
 /// How far the logs have to account for a PCR.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Accounts {
-    /// The boot log alone.
+    /// For all of it, whatever the policy: nothing else extends it but what the logs show.
     Always,
-    /// Boot log and userspace log together, since the policy judges its events.
+    /// For all of it, since the policy has rules for its events; userspace goes on measuring into it.
     WithUserspace,
     /// Others go on after the logs have ended.
     Partly,

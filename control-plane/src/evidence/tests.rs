@@ -15,6 +15,7 @@ use crate::{
         Policy, QuoteError, VerifiedQuote,
         finding::Check,
         quote::tests::{AK, QUALIFYING_DATA, SoftAk, wire},
+        verdict::PhaseEvents,
     },
     store::{ImaList, VerifierStore, open_verifier},
 };
@@ -316,6 +317,14 @@ async fn what_the_stored_quote_does_not_cover_is_named_and_is_no_failure() {
     let trial = tried(&policy(&more), &row, None, None);
     assert_eq!(trial.outcome, TrialOutcome::Failed);
     assert!(trial.findings.iter().all(|finding| finding.what == "sha256:7"), "{trial:?}");
+    // The phase PCR is judged by a rule of its own, and lacks in the same way.
+    let row = evidence_of(&Node::new()).await;
+    let text = policy_text("").replace("uncapped = true", "phase_pcr = 15");
+    let key = protocol::crypto::manifest::TenantSigningKey::from_text(&"07".repeat(32)).unwrap();
+    let phase = PhaseEvents::new(&[*key.public().as_sec1()], false).unwrap();
+    let stored = Stored { evidence: &row, ak_public: &AK.public.encode(), boot_log: None, ima: None };
+    let trial = try_policy(&Policy::parse(text.as_bytes()).unwrap(), &stored, Some(&phase)).unwrap();
+    assert_lacks(&trial, "sha256:15");
 }
 
 #[tokio::test]

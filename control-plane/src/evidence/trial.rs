@@ -158,8 +158,13 @@ impl Lacks {
         match finding.check {
             Check::BootLog | Check::BootPolicy if self.boot_log => true,
             Check::Ima | Check::ImaPolicy if self.ima.is_some() => true,
-            _ => finding.code == "pcr_not_quoted",
+            _ => finding.code == "pcr_not_quoted" || self.names(finding),
         }
+    }
+
+    /// Whether a finding is about a PCR that the stored quote does not cover.
+    fn names(&self, finding: &Finding) -> bool {
+        finding.place.bank.zip(finding.place.pcr).is_some_and(|pcr| self.pcrs.contains(&pcr))
     }
 
     fn sentences(&self) -> Vec<String> {

@@ -201,6 +201,15 @@ fn alternatives_are_not_mixed() {
 }
 
 #[test]
+fn the_same_file_measured_again_and_again_is_one_file() {
+    let initrd = boot()[10].clone();
+    assert!(changed(|events| (0..100).for_each(|_| events.push(initrd.clone()))).is_empty());
+    // Of two alternatives with the same images the one that fits is found, whichever comes first.
+    let text = policy_text().replace("[[boot.chain]]\nname = \"new\"", "[[boot.chain]]\nname = \"also\"");
+    assert!(report_on(&text, &log_of(&boot()), Some("ro quiet"), None).is_clean());
+}
+
+#[test]
 fn a_command_line_is_read_where_each_loader_measures_it() {
     let policy = "version = 1\nname = \"x\"\n[boot]\npcrs = []\ncommand_line_patterns = [\"root=* quiet\"]\n";
     let codes = |events: &[Made], said: Option<&str>| -> Vec<_> {

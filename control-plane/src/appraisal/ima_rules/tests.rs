@@ -241,6 +241,20 @@ fn a_signature_by_a_given_key_makes_a_file_good() {
 }
 
 #[test]
+fn a_list_that_has_failed_for_long_costs_no_more_signatures() {
+    let signer = Signer::new(1);
+    let policy = policy(&format!("keys = [\"\"\"{}\"\"\"]", signer.pem()));
+    let signed = || Made::signed("/bin/x", &signer.attribute(&digest("/bin/x")));
+    let bad = |_| Made::signed("/bin/y", &signer.attribute(&digest("/bin/x")));
+    let few: Vec<Made> = (1..MAX_FINDINGS).map(bad).chain([signed()]).collect();
+    assert_eq!(judge(&policy, &few).report.count(), MAX_FINDINGS as u64 - 1);
+    let many: Vec<Made> = (0..MAX_FINDINGS).map(bad).chain([signed()]).collect();
+    let report = judge(&policy, &many).report;
+    assert_eq!(report.count(), MAX_FINDINGS as u64 + 1);
+    assert!(report.what_was_not_checked().iter().any(|line| line.contains("signatures of 1 entries")), "{report:?}");
+}
+
+#[test]
 fn keys_are_learned_from_allowed_entries_only_and_only_if_the_policy_says_so() {
     let signer = Signer::new(1);
     let certificate = signer.certificate();

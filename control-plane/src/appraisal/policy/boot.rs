@@ -1,5 +1,7 @@
 //! `[boot]` of a policy: what a good boot log looks like. Judging by it is [`boot_rules`](crate::appraisal::boot_rules)'s.
 
+use std::collections::{HashMap, HashSet};
+
 use protocol::tpm::alg::{Digest, HashAlg};
 use serde::Deserialize;
 
@@ -84,7 +86,7 @@ struct RawChain {
 }
 
 /// A digest of an event in one bank.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct EventDigest {
     pub(crate) bank: HashAlg,
     pub(crate) digest: Digest,
@@ -124,7 +126,7 @@ impl CommandLine {
 /// What a key variable may and has to hold.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct KeyRule {
-    /// Nothing but these, if it is there.
+    /// Nothing but these, if it is there; ascending.
     pub(crate) only: Option<Vec<[u8; 32]>>,
     /// All of these.
     pub(crate) require: Vec<[u8; 32]>,
@@ -162,6 +164,11 @@ pub struct BootRules {
     pub(crate) authorities: Option<KeyRule>,
     pub(crate) events: Vec<EventRule>,
     pub(crate) chains: Vec<Chain>,
+    /// Which of `events` a digest in a PCR meets: a log may have many events, and a policy many digests.
+    pub(crate) by_digest: HashMap<(u8, EventDigest), Vec<usize>>,
+    /// All digests of the chains' images, and of their files.
+    pub(crate) chain_images: HashSet<EventDigest>,
+    pub(crate) chain_files: HashSet<EventDigest>,
 }
 
 impl BootRules {
@@ -196,6 +203,14 @@ impl BootRules {
         // Where a command line is measured depends on who starts the kernel.
         let used = used | when(has_command_line, 1 << 8 | 1 << 9 | 1 << 12);
         let quoted = judged | used;
+        let mut by_digest: HashMap<_, Vec<usize>> = HashMap::new();
+        for (at, event) in events.iter().enumerate() {
+            for digest in &event.digests {
+                by_digest.entry((event.pcr, *digest)).or_default().push(at);
+            }
+        }
+        let chain_images = chains.iter().flat_map(|chain| &chain.images).copied().collect();
+        let chain_files = chains.iter().flat_map(|chain| &chain.files).copied().collect();
         Ok(Self {
             judged,
             spoken_of,
@@ -207,6 +222,9 @@ impl BootRules {
             authorities,
             events,
             chains,
+            by_digest,
+            chain_images,
+            chain_files,
         })
     }
 
@@ -308,7 +326,9 @@ fn key_rule(place: &str, raw: RawKey) -> Result<KeyRule, PolicyError> {
     if raw.only.is_none() && raw.require.is_empty() {
         return Err(bad(place, "neither `only` nor `require`: it would judge nothing"));
     }
-    Ok(KeyRule { only: raw.only.as_deref().map(ids).transpose()?, require: ids(&raw.require)? })
+    let mut only = raw.only.as_deref().map(ids).transpose()?;
+    only.iter_mut().for_each(|only| only.sort_unstable());
+    Ok(KeyRule { only, require: ids(&raw.require)? })
 }
 
 fn event_rule((at, raw): (usize, RawEvent)) -> Result<EventRule, PolicyError> {
