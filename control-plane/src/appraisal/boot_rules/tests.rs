@@ -201,6 +201,43 @@ fn alternatives_are_not_mixed() {
 }
 
 #[test]
+fn key_variables_hold_what_is_listed_and_revocation_levels_are_at_least_as_new() {
+    let id = |byte: u8| format!("{byte:02x}").repeat(32);
+    let text = format!(
+        "version = 1\nname = \"x\"\n[boot]\npcrs = [7]\nsecure_boot = \"off\"\nsbat = [\"shim,4\", \"grub,3\"]\n\
+         [boot.keys]\ndb = {{ only = [\"{}\", \"{}\"], require = [\"{}\"] }}\n",
+        id(2),
+        id(1),
+        id(1)
+    );
+    let codes = |secure_boot: u8, db: &[u8], level: Option<&[u8]>| -> Vec<&'static str> {
+        let mut events = vec![
+            config(GLOBAL_VARIABLE, "SecureBoot", &[secure_boot]),
+            config(IMAGE_SECURITY_DATABASE, "db", db),
+            separator(7),
+        ];
+        if let Some(level) = level {
+            events.push(hashed(7, EV_EFI_VARIABLE_AUTHORITY, &variable([9; 16], SBAT_LEVEL, level)));
+        }
+        let report = report_on(&text, &log_of(&events), None, None);
+        report.findings().iter().map(|finding| finding.code).collect()
+    };
+    let (db, level) = (hashes(&[[1; 32], [2; 32]]), b"sbat,1,2024010900\nshim,4\ngrub,5\n");
+    assert!(codes(0, &db, Some(level)).is_empty());
+    assert_eq!(codes(1, &db, Some(level)), ["secure_boot_on"]);
+    assert_eq!(codes(0, &hashes(&[[1; 32], [3; 32]]), Some(level)), ["key_not_allowed"]);
+    assert_eq!(codes(0, &hashes(&[[2; 32]]), Some(level)), ["key_missing"]);
+    assert_eq!(codes(0, &db[1..], Some(level)), ["key_list_malformed"]);
+    assert_eq!(codes(0, &db, None), ["sbat_missing"]);
+    for old in [&b"shim,3\ngrub,3\n"[..], b"shim,4\n", b"shim,4\ngrub,x\n", b""] {
+        assert_eq!(
+            codes(0, &db, Some(old)),
+            if old.is_empty() { vec!["sbat_too_old"; 2] } else { vec!["sbat_too_old"] }
+        );
+    }
+}
+
+#[test]
 fn the_same_file_measured_again_and_again_is_one_file() {
     let initrd = boot()[10].clone();
     assert!(changed(|events| (0..100).for_each(|_| events.push(initrd.clone()))).is_empty());

@@ -236,6 +236,10 @@ fn a_signature_by_a_given_key_makes_a_file_good() {
     assert_eq!(code(&policy, Made::signed("/bin/y", &good)), "ima_signature_bad");
     assert_eq!(code(&policy, Made::signed("/bin/x", &other.attribute(&digest("/bin/x")))), "ima_signature_unknown_key");
     assert_eq!(code(&policy, Made::signed("/bin/x", &[1; 21])), "ima_signature_bad");
+    // No content has this digest: it stands for a file that could not be read, whoever signed it.
+    let zero = Digest::zero(SHA256);
+    let unread = Made::of_fields("ima-sig", &[&field(&zero), &name("/bin/x"), &signer.attribute(&zero)]);
+    assert_eq!(code(&policy, unread), "ima_file_unknown");
     assert_eq!(code(&policy, Made::signed("/bin/x", &[])), "ima_file_unknown");
     assert_eq!(code(&with_bash(), Made::signed("/bin/x", &good)), "ima_file_unknown");
 }

@@ -600,3 +600,41 @@ fn rules_on_files_need_a_judgement_of_exactly_the_proven_entries_by_this_policy(
     world.policy = Some(policy);
     assert_eq!(world.codes(), one("ima_list_missing", "10"));
 }
+
+#[test]
+fn the_list_has_to_be_of_the_boot_that_the_log_is_of() {
+    use super::super::ima_rules::ImaJudge;
+
+    let (log, world) = boot_log();
+    let read = ReadBootLog::read(&log, None, None).unwrap();
+    let of_log = boot_aggregates(SHA256, |index| read.replayed.value(SHA256, index).copied());
+    let listed = "version = 1\nname = \"files\"\n[ima]\n[release]\nphase_pcr = 13";
+    let policy = Policy::parse(listed.as_bytes()).unwrap();
+    let judge = |digest: &Digest, boot_log: BootLogEvidence<'_>| {
+        let sized = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], bytes].concat();
+        let data = [sized(&[&b"sha256:\0"[..], digest].concat()), sized(b"boot_aggregate\0")].concat();
+        let mut list = [10, 0, 0, 0].to_vec();
+        list.extend_from_slice(&HashAlg::Sha1.digest(&[&data]));
+        list.extend([sized(b"ima-ng"), sized(&data)].concat());
+        let pcr = SHA256.digest(&[&[0; 32], &SHA256.digest(&[&data])]);
+        let mut judge = ImaJudge::new(&policy, 0, &[]).unwrap();
+        let mut replay = ImaReplay::new(&ImaStart::beginning(), [(SHA256, pcr)]);
+        replay.push_with(&list, |entry| judge.entry(entry)).unwrap();
+        let (replayed, judged) = (replay.finish().unwrap(), judge.finish());
+        let mut world =
+            World { policy: Some(policy.clone()), values: world.values.clone(), ..World::good() }.set(10, pcr);
+        world.phase = Some(events());
+        world.judge_with(boot_log, ImaEvidence::Replayed(&replayed, Some(&judged)))
+    };
+    for digest in &of_log {
+        let verdict = judge(digest, BootLogEvidence::Replayed(&read));
+        assert_eq!(verdict.outcome(), Outcome::Good, "{verdict:?}");
+    }
+    let verdict = judge(&reference(3), BootLogEvidence::Replayed(&read));
+    let [finding] = &verdict.explanation().findings[..] else { panic!("{verdict:?}") };
+    assert_eq!((finding.code, finding.place.entry), ("ima_boot_aggregate_mismatch", Some(0)));
+    assert!(finding.expected.contains(&of_log[0].to_string()) && finding.found == reference(3).to_string());
+    // Without a log nothing can be compared, and the verdict says so.
+    let verdict = judge(&reference(3), BootLogEvidence::None);
+    assert!(verdict.explanation().not_checked.iter().any(|line| line.contains("boot_aggregate")), "{verdict:?}");
+}
