@@ -5,6 +5,7 @@
 
 mod cli;
 mod log;
+mod man;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> = zeroizing_all
 /// Three-part key derivation and TPM 2.0 attestation: the control plane and its command line.
 #[derive(Debug, Parser)]
 #[command(
+    name = "trefoil",
     version,
     max_term_width = 100,
     after_help = "A first node, from nothing:\n  \
@@ -79,6 +81,16 @@ enum Command {
     /// List and explain verdicts
     #[command(subcommand)]
     Verdict(cli::verdict::Command),
+    /// Write the manual pages of this program's commands into a directory, for packages
+    #[command(hide = true)]
+    Man {
+        /// Made if it is not there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// The release's date
+        #[arg(long, value_name = "YYYY-MM-DD")]
+        date: String,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -133,6 +145,7 @@ fn main() -> ExitCode {
         },
         Command::Payload(command) => cli::payload::run(&context, &command),
         Command::Verdict(command) => cli::verdict::run(&context, &command),
+        Command::Man { dir, date } => man::write(<Arguments as clap::CommandFactory>::command(), &date, &dir),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,13 +24,33 @@ pub enum Tool {
     Libcoap,
     /// The openssl program: certifies the endorsement keys that swtpm does not.
     Openssl,
+    /// `ip`: addresses and routes in network namespaces.
+    Iproute2,
+    /// `nft`: address translation in network namespaces.
+    Nftables,
+    /// `strace`: which system calls the agent makes.
+    Strace,
+    /// Runs programs of another processor: the agent for aarch64 on x86-64, or the reverse.
+    QemuUser,
     /// A C compiler: the embedded SQLite and ring are built from source.
     CCompiler,
+    /// The machine emulator, for guests of this machine's own kind (x86-64).
+    Qemu,
+    /// UEFI firmware for its guests, with the keys of a Secure Boot that is for tests.
+    Ovmf,
+    /// Signs kernels for Secure Boot.
+    Sbsign,
+    /// Writes FAT file systems into files.
+    Mtools,
+    /// A static busybox: what a guest has besides our agent.
+    Busybox,
+    /// Makes Debian root file systems, in which Debian's own tools make images.
+    Mmdebstrap,
 }
 
 impl Tool {
     /// Everything that `cargo xtask test` needs.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 17] = [
         Self::CCompiler,
         Self::Swtpm,
         Self::Tpm2Tools,
@@ -38,6 +58,16 @@ impl Tool {
         Self::Postgres,
         Self::TssDevelopment,
         Self::Libcoap,
+        Self::Iproute2,
+        Self::Nftables,
+        Self::Strace,
+        Self::QemuUser,
+        Self::Qemu,
+        Self::Ovmf,
+        Self::Sbsign,
+        Self::Mtools,
+        Self::Busybox,
+        Self::Mmdebstrap,
     ];
 
     /// The Debian packages that bring it.
@@ -49,7 +79,17 @@ impl Tool {
             Self::TssDevelopment => &["libtss2-dev", "pkg-config"],
             Self::Libcoap => &["libcoap3-bin"],
             Self::Openssl => &["openssl"],
+            Self::Iproute2 => &["iproute2"],
+            Self::Nftables => &["nftables"],
+            Self::Strace => &["strace"],
             Self::CCompiler => &["build-essential"],
+            Self::QemuUser => &["qemu-user-static"],
+            Self::Qemu => &["qemu-system-x86"],
+            Self::Ovmf => &["ovmf"],
+            Self::Sbsign => &["sbsigntool"],
+            Self::Mtools => &["mtools"],
+            Self::Busybox => &["busybox-static"],
+            Self::Mmdebstrap => &["mmdebstrap"],
         }
     }
 
@@ -70,7 +110,21 @@ impl Tool {
             }
             Self::Libcoap => program("coap-client-openssl") || program("coap-client-gnutls"),
             Self::Openssl => program("openssl"),
+            Self::Iproute2 => program("ip"),
+            Self::Nftables => program("nft"),
+            Self::Strace => program("strace"),
             Self::CCompiler => program("cc"),
+            Self::QemuUser => program("qemu-aarch64-static") || program("qemu-aarch64"),
+            Self::Qemu => program("qemu-system-x86_64"),
+            Self::Ovmf => Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd").is_file(),
+            Self::Sbsign => program("sbsign"),
+            Self::Mtools => program("mformat"),
+            Self::Mmdebstrap => program("mmdebstrap"),
+            // The package `busybox` has the same program with a dynamic loader.
+            Self::Busybox => find_program("busybox").and_then(|path| fs::read(path).ok()).is_some_and(|file| {
+                const LOADER: &[u8] = b"/ld-linux";
+                !file.windows(LOADER.len()).any(|part| part == LOADER)
+            }),
         }
     }
 }

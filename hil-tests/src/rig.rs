@@ -70,10 +70,14 @@ pub struct Options {
     pub log: String,
     /// Puts the data directory on a memory file system of so many bytes.
     pub data_limit: Option<u64>,
+    /// More arguments of `trefoil init`.
+    pub init: Vec<String>,
     /// More arguments of `trefoil serve`.
     pub serve: Vec<String>,
     /// Where the programs are, before all variables of the table above.
     pub bin_dir: Option<PathBuf>,
+    /// Where the gateway listens, else on a free port of 127.0.0.1.
+    pub gateway: Option<SocketAddr>,
 }
 
 impl Default for Options {
@@ -84,8 +88,10 @@ impl Default for Options {
             steps: None,
             log: "json:debug".into(),
             data_limit: None,
+            init: Vec::new(),
             serve: Vec::new(),
             bin_dir: None,
+            gateway: None,
         }
     }
 }
@@ -177,7 +183,7 @@ impl Rig {
         let data_fs = options.data_limit.map(|limit| MemoryFs::mount(&data, Some(limit))).transpose()?;
         let mut init = Command::new(options.binary("trefoil")?);
         init.arg("init").arg("--data-dir").arg(&data).arg("--operator-dir").arg(scratch.path().join("operator"));
-        init.args(["--name", "localhost", "--name", "127.0.0.1"]);
+        init.args(["--name", "localhost", "--name", "127.0.0.1"]).args(&options.init);
         spawn::run(&mut init).context("trefoil init failed")?;
         let mut postgres = None;
         if options.store == Store::Postgres {
@@ -212,7 +218,7 @@ impl Rig {
         let address = |bound: Option<SocketAddr>| bound.map_or_else(|| "127.0.0.1:0".into(), |at| at.to_string());
         let mut serve = Command::new(self.options.binary("trefoil")?);
         serve.arg("serve").arg("--data-dir").arg(self.data_dir());
-        serve.args(["--gateway", &address(bound.map(|(gateway, _)| gateway))]);
+        serve.args(["--gateway", &address(bound.map(|(gateway, _)| gateway).or(self.options.gateway))]);
         serve.args(["--api", &address(bound.map(|(_, api)| api)), "--log", &self.options.log]);
         if let Some(ca) = &self.options.ca {
             serve.arg("--ek-roots").arg(ca.roots_dir());
@@ -426,6 +432,10 @@ impl Rig {
         fs::set_permissions(parent, fs::Permissions::from_mode(0o700))?;
         let mut command = self.agent_command(tcti, config)?;
         command.arg("--payload-dir").arg(&payload_dir).args(["--log", &self.options.log]).args(extra);
+        if !extra.iter().any(|argument| argument.starts_with("--cryptsetup-keys-dir")) {
+            // Not this machine's own.
+            command.arg("--cryptsetup-keys-dir").arg(parent.join("disk-keys"));
+        }
         let program_name = format!("agent {name}");
         let log = self.scratch.path().join(format!("agent-{name}.log"));
         let mut launch = Launch::new(&program_name, command);
@@ -564,7 +574,7 @@ impl Rig {
         name: &str,
         what: &str,
         timeout: Duration,
-        wanted: impl Fn(&Value) -> bool,
+        mut wanted: impl FnMut(&Value) -> bool,
     ) -> Result<Value> {
         self.wait_for(name, what, timeout, || Ok(self.node(name).ok().filter(|node| wanted(node))))
     }

@@ -106,6 +106,7 @@ impl Program {
         let Launch { name, mut command, log, steps, end_signal } = launch;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         sys::die_with_parent(&mut command, end_signal);
+        sys::keep_network(&mut command).context("finding the network namespace")?;
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = spawn_from_lasting_thread(command).with_context(|| format!("cannot run {program} ({name})"))?;
         let pid = child.id();
@@ -516,10 +517,19 @@ fn read_lines(pipe: impl Read + Send + 'static, output: Arc<Output>) -> JoinHand
 /// Starts every child from one thread that lives as long as the process: the parent-death signal follows the thread
 /// that forked, and tests and set-ups run on threads that end earlier than what they started.
 fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
-    type Order = (Command, Sender<io::Result<Child>>);
-    static SPAWNER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
     let gone = || io::Error::other("the spawning thread has ended");
-    let spawner = SPAWNER.get_or_init(|| {
+    let (answer, child) = mpsc::channel();
+    spawner().lock().unwrap_or_else(PoisonError::into_inner).send((command, answer)).map_err(|_| gone())?;
+    child.recv().map_err(|_| gone())?
+}
+
+type Order = (Command, Sender<io::Result<Child>>);
+
+/// The thread that starts children. It is where it was made: before anything changes its network namespace, it is asked
+/// for.
+pub(crate) fn spawner() -> &'static Mutex<Sender<Order>> {
+    static SPAWNER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
+    SPAWNER.get_or_init(|| {
         let (orders, incoming) = mpsc::channel::<Order>();
         thread::spawn(move || {
             for (mut command, answer) in incoming {
@@ -527,10 +537,7 @@ fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
             }
         });
         Mutex::new(orders)
-    });
-    let (answer, child) = mpsc::channel();
-    spawner.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer)).map_err(|_| gone())?;
-    child.recv().map_err(|_| gone())?
+    })
 }
 
 /// The child of `parent` that was started last, by `/proc`.

@@ -271,6 +271,45 @@ impl Swtpm {
         Ok(())
     }
 
+    /// Becomes the TPM of an emulated machine: the process that answered on TCP ends, properly the first time, and another
+    /// on the same state waits for QEMU at the UNIX socket `at`. What takes commands over TCP does not work from then on.
+    ///
+    /// # Errors
+    /// When a process does not end or start.
+    pub fn serve_machine(&self, at: &Path) -> Result<()> {
+        if self.lock().port != 0 {
+            self.must(&SHUTDOWN_CLEAR, "TPM2_Shutdown(CLEAR)")?;
+            self.control(CMD_SHUTDOWN, &[])?;
+        }
+        let mut running = self.lock();
+        if let Some(process) = running.process.take() {
+            // One that served a machine has lost it, and waits for another.
+            let end = if running.port == 0 {
+                process.stop(Duration::from_secs(5))
+            } else {
+                process.wait_exit(Duration::from_secs(5))
+            };
+            end.context("the TPM's process does not end")?;
+        }
+        running.port = 0;
+        let _ = fs::remove_file(at);
+        let mut command = Command::new("swtpm");
+        command
+            .args(["socket", "--tpm2", "--tpmstate"])
+            .arg(format!("dir={}", self.scratch.path().join("state").display()));
+        command.arg("--ctrl").arg(format!("type=unixio,path={}", at.display()));
+        let process = Program::start(Launch::new("swtpm", command))?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !at.exists() {
+            if Instant::now() >= deadline || !process.is_running() {
+                bail!("swtpm does not listen at {}; {}", at.display(), process.tail(5));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        running.process = Some(process);
+        Ok(())
+    }
+
     /// Holds the TPM where it is: a TPM that does not answer. [`Swtpm::thaw`] ends it.
     ///
     /// # Errors

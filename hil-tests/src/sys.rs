@@ -1,14 +1,18 @@
 //! The few system calls that the standard library does not offer, each in one safe function. Nothing else in this
 //! crate is unsafe.
-#![expect(unsafe_code, reason = "signals, the parent-death signal and statfs exist only as system calls")]
+#![expect(unsafe_code, reason = "signals, the parent-death signal, statfs, namespaces and tun devices exist only as system calls")]
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 /// Ends a process politely.
 pub const SIGTERM: i32 = libc::SIGTERM;
@@ -153,6 +157,103 @@ fn checked_pid(pid: u32) -> io::Result<i32> {
 fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes two numbers and touches no memory of ours.
     if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A new network namespace. It lives as long as the file, a thread or a process in it.
+///
+/// # Errors
+/// What unshare(2) says: it takes root.
+pub(crate) fn new_network() -> io::Result<File> {
+    let maker = std::thread::spawn(|| {
+        // SAFETY: unshare of the network moves this thread alone, and touches no memory.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        own_network()
+    });
+    maker.join().map_err(|_| io::Error::other("the thread that made a network namespace panicked"))?
+}
+
+/// The network namespace that the calling thread is in.
+///
+/// # Errors
+/// When /proc is not there.
+pub(crate) fn own_network() -> io::Result<File> {
+    File::open("/proc/thread-self/ns/net")
+}
+
+/// Moves the calling thread, and no other, into a network namespace.
+///
+/// # Errors
+/// What setns(2) says.
+pub(crate) fn enter_network(network: &File) -> io::Result<()> {
+    // SAFETY: setns takes two integers; the descriptor is open for the call.
+    if unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Has the child begin in the calling thread's network namespace, whichever thread starts it. Does nothing in the
+/// namespace that this program began in.
+///
+/// # Errors
+/// When /proc is not there.
+pub(crate) fn keep_network(command: &mut Command) -> io::Result<()> {
+    let network = own_network()?;
+    if network.metadata()?.ino() == std::fs::metadata("/proc/self/ns/net")?.ino() {
+        return Ok(());
+    }
+    // SAFETY: between fork and exec only setns is called, which is a system call and allocates nothing; the closure owns
+    // the descriptor it uses.
+    unsafe {
+        command.pre_exec(move || enter_network(&network));
+    }
+    Ok(())
+}
+
+/// Opens a tun device of this name (made if it is not there, gone with the file) in the calling thread's network
+/// namespace: each read and write is one IP packet, with nothing before it.
+///
+/// # Errors
+/// What open(2) and ioctl(2) say: it takes root and the kernel's tun driver.
+pub(crate) fn open_tun(name: &str) -> io::Result<File> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: `ifreq` is plain old data, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    if name.is_empty() || name.len() > room {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call; the descriptor is open.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } == 0 {
+        Ok(file)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Waits until there is something to read; `false` after `timeout`, rounded up to a millisecond.
+///
+/// # Errors
+/// What poll(2) says.
+pub(crate) fn wait_readable(file: &File, timeout: Duration) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let timeout = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+    // SAFETY: the pointer is to one exclusive pollfd, and its count is 1; the descriptor is open for the call.
+    match unsafe { libc::poll(&raw mut poll, 1, timeout) } {
+        0 => Ok(false),
+        1.. => Ok(true),
+        _ => {
+            let why = io::Error::last_os_error();
+            if why.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(why) }
+        }
+    }
 }
 
 static INTERRUPT_PIPE: AtomicI32 = AtomicI32::new(-1);

@@ -405,29 +405,6 @@ fn a_data_directory_that_fills_up_refuses_the_payload_clearly_and_loses_nothing(
 }
 
 #[test]
-fn once_exits_with_0_when_the_payload_is_there_and_with_1_when_time_is_up() -> Result<()> {
-    need_tpm!();
-    let fleet = Fleet::shared()?;
-    let node = fleet.expected("once", EkKind::P256)?;
-    let agent = fleet.rig.agent(&node.tpm, "once", &["--once", "--timeout", "30"])?;
-    let status = agent.wait_exit(SOON)?;
-    ensure!(status.code() == Some(0), "{status}\n{}", agent.tail(20));
-    has_files(&agent, &PAYLOAD)?;
-    fleet.rig.wait_phase("once", "delivered", SOON)?;
-
-    let stranger = fleet.tpm(EkKind::P256)?;
-    let config = settings(&fleet.rig, "never", &fleet.rig.gateway().to_string())?;
-    let agent = fleet.rig.agent_with(&stranger, "never", &config, &["--once", "--timeout", "1"])?;
-    let status = agent.wait_exit(SOON)?;
-    ensure!(status.code() == Some(1), "{status}\n{}", agent.tail(20));
-    ensure!(agent.payload()?.is_empty(), "a payload came");
-    let agent = fleet.rig.agent_with(&stranger, "never", &config, &["--once", "--colour", "blue"])?;
-    let status = agent.wait_exit(SOON)?;
-    ensure!(status.code() == Some(2), "{status}\n{}", agent.tail(20));
-    Ok(())
-}
-
-#[test]
 fn a_certificate_issued_with_the_payload_verifies_against_the_tenants_ca() -> Result<()> {
     need_tpm!();
     let fleet = Fleet::shared()?;

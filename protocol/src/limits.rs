@@ -64,5 +64,8 @@ pub const NONCE_LIFETIME_MS: u64 = 60_000;
 pub const UNPROVEN_LIFETIME_MS: u64 = 60_000;
 /// A role releases its share only on a verdict at most this old.
 pub const RELEASE_VERDICT_MAX_AGE_MS: u64 = 30_000;
-/// How long either end waits for the answer to a request; real TPMs take seconds for a quote under load.
+/// How long either end waits for the answer to a request: real TPMs take seconds for a quote under load, and a network
+/// that loses a third of all packets takes ten to carry an answer in every twentieth case.
 pub const REQUEST_TIMEOUT_MS: u64 = 30_000;
+/// An agent that hears nothing asks for a sign of life at least as often, so that both ends know of each other.
+pub const MAX_QUIET_MS: u64 = 600_000;

@@ -1,97 +1,195 @@
-//! `cargo xtask dist`: the static agent and the control plane's binary, in `TARGET/dist`.
+//! `cargo xtask dist`: the static agent for both processors and the control plane's binary, in `TARGET/dist`, with what
+//! the agent weighs and needs beside its budget.
+
+mod bare;
+mod build;
+mod elf;
+mod measure;
+mod reproducible;
+mod sizes;
 
 use std::env::consts::ARCH;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use hil_tests::apt::Tool;
 use hil_tests::scratch::Scratch;
 use hil_tests::{apt, spawn, sys};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::tools;
+use self::build::{ARCHES, NAME, Target, Tree};
+use self::elf::Elf;
+use self::measure::Measured;
+use crate::tools::{self, Counts};
+
+pub(crate) use self::bare::check as check_bare;
 
 /// Builds what is shipped, the static agent and the control plane, into TARGET/dist, with sizes.
 ///
-/// The agent is one static file, built for musl (or, where that target cannot be had, for glibc), and proves it by
-/// running in an empty root directory. The control plane, `trefoil`, is server and command line in one.
+/// The agent is one static file for each of x86_64 and aarch64, built for musl (or, where that target cannot be had, for
+/// glibc), and proves it by running in an empty root directory: the other machine's under qemu-user, where that is
+/// installed. The control plane, `trefoil`, is server and command line in one.
+///
+/// Then the agent is measured on an emulated TPM: memory while it fetches a payload of 16 MiB, CPU time of an
+/// attestation. Exit 1 if anything is over its budget.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
-    /// Only the agent
+    /// Only the agent, and only its size
     #[arg(long)]
     agent_only: bool,
+    /// Writes the agent's figures to FILE as one JSON object
+    #[arg(long, value_name = "FILE", conflicts_with = "agent_only")]
+    json: Option<PathBuf>,
+    /// Prints what the agent's size is made of, and builds nothing else
+    #[arg(long, conflicts_with_all = ["agent_only", "json"])]
+    sizes: bool,
+    /// Builds the agent once more, from a copy of the sources elsewhere, and compares; builds nothing else
+    #[arg(long, conflicts_with_all = ["agent_only", "json", "sizes"])]
+    check_reproducible: bool,
 }
 
-/// What the agent may weigh on the musl target, bytes: it lives in every initramfs.
+/// What the agent may weigh on the musl targets, bytes: it lives in every initramfs.
 const MAX_AGENT_LEN: u64 = 800_000;
 
 /// The command.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut built = vec![agent()?.path];
+    if arguments.sizes {
+        return sizes::run().map(|()| ExitCode::SUCCESS);
+    }
+    if arguments.check_reproducible {
+        return reproducible::check().map(|counts| exit(counts.failed == 0));
+    }
+    let agents = agents()?;
+    let mut kept = true;
     if !arguments.agent_only {
-        built.push(control_plane()?);
+        let control_plane = control_plane()?;
+        println!("{:>12} bytes  {}", fs::metadata(&control_plane)?.len(), control_plane.display());
+        let measured = match apt::ensure(&MEASURED_WITH) {
+            Ok(()) => Some(measure::run(&native(&agents)?.path, &control_plane).context("measuring the agent")?),
+            Err(why) if arguments.json.is_some() => return Err(why.context("measuring the agent")),
+            Err(why) => {
+                println!("skipped: measuring the agent: {}", one_line(&why));
+                None
+            }
+        };
+        if let Some(measured) = &measured {
+            kept &= measured.print();
+        }
+        if let (Some(file), Some(measured)) = (&arguments.json, &measured) {
+            let text = serde_json::to_string_pretty(&figures(&agents, measured))?;
+            fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+        }
     }
-    for path in &built {
-        println!("{:>12} bytes  {}", fs::metadata(path)?.len(), path.display());
+    for agent in &agents {
+        kept &= agent.print();
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit(kept))
 }
 
-/// A built agent.
+/// What `cargo xtask test` asks of the static agent: both build, are static, keep to their budgets, and get a node its
+/// payload. `control_plane` is the server to try them with.
+///
+/// # Errors
+/// When something does not compile or run.
+pub(crate) fn check(control_plane: &Path) -> Result<Counts> {
+    let agents = agents()?;
+    let mut counts = Counts::default();
+    let mut add = |kept: bool| counts += if kept { Counts::PASSED } else { Counts::FAILED };
+    for agent in &agents {
+        add(agent.print());
+    }
+    add(measure::run(&native(&agents)?.path, control_plane).context("measuring the agent")?.print());
+    for arch in ARCHES.into_iter().filter(|&arch| arch != ARCH) {
+        counts += match agents.iter().find(|agent| agent.target.arch == arch) {
+            None => Counts::SKIPPED,
+            Some(agent) => measure::bootstrap_emulated(agent, control_plane)?,
+        };
+    }
+    Ok(counts)
+}
+
+/// Two builds in two directories, for `cargo xtask test`.
+///
+/// # Errors
+/// When one does not compile.
+pub(crate) fn check_reproducible() -> Result<Counts> {
+    reproducible::check()
+}
+
+/// A built agent, in `TARGET/dist`.
 #[derive(Clone, Debug)]
 pub(crate) struct Agent {
-    /// In `TARGET/dist`.
+    /// `TARGET/dist/trefoil-agent-ARCH`.
     pub(crate) path: PathBuf,
     /// Bytes.
     pub(crate) len: u64,
-    /// Whether it is the build that is measured: musl, which carries less of a C library.
-    pub(crate) is_musl: bool,
+    /// What it was built for.
+    pub(crate) target: Target,
+    sha256: String,
 }
 
-/// Builds the static agent, checks that it is static, and copies it to `TARGET/dist`.
+impl Agent {
+    /// Prints its size beside the budget, with its digest; whether it keeps to it.
+    fn print(&self) -> bool {
+        let Self { path, len, sha256, target } = self;
+        // Only the build that is shipped has a budget: glibc is larger.
+        let kept = !target.is_musl || *len <= MAX_AGENT_LEN;
+        println!("{len:>12} bytes  {}", path.display());
+        println!("{:>12} sha256 {sha256}", "");
+        if !kept {
+            println!("MISSED: the agent for {} has {} bytes more than it may", target.arch, len - MAX_AGENT_LEN);
+        }
+        kept
+    }
+}
+
+/// Builds the static agent for this machine, checks that it is static, and copies it to `TARGET/dist/trefoil-agent` (and
+/// to its name with the processor).
 ///
 /// # Errors
 /// When it does not compile, or is not static.
 pub(crate) fn agent() -> Result<Agent> {
-    let musl = format!("{ARCH}-unknown-linux-musl");
-    let gnu = format!("{ARCH}-unknown-linux-gnu");
-    let is_musl = tools::ensure_rust_target(&musl);
-    let target = if is_musl {
-        &musl
-    } else {
-        println!("the Rust target {musl} cannot be added; building for {gnu} with a static C library, which is larger");
-        &gnu
-    };
-    let mut build = tools::cargo(&["build", "--profile", "agent", "--package", "agent-minimal", "--bin", NAME]);
-    build.args(["--target", target]);
-    let variable = |what: &str| format!("CARGO_TARGET_{}_{what}", target.to_uppercase().replace('-', "_"));
-    if !is_musl {
-        // Without a file system there is no /dev/urandom to fall back to, so the system call is the only source.
-        let flags = "-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"";
-        build.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env(variable("RUSTFLAGS"), flags);
-    } else if ARCH == "aarch64" {
-        build.env(variable("LINKER"), "rust-lld");
-    }
-    tools::run(&mut build)?;
-    let built = tools::target_dir().join(target).join("agent").join(NAME);
-    check_static(&built)?;
-    let path = to_dist(&built)?;
-    let len = fs::metadata(&path)?.len();
-    Ok(Agent { path, len, is_musl })
+    let arch = ARCHES.into_iter().find(|&arch| arch == ARCH);
+    let arch =
+        arch.with_context(|| format!("the agent is built for x86_64 and aarch64, and this machine is {ARCH}"))?;
+    let agent = agent_for(arch)?.context("the Rust toolchain has no target that makes static programs")?;
+    copy(&agent.path, &dir().join(NAME))?;
+    Ok(agent)
 }
 
-/// Builds the agent and compares its size with what it may weigh.
+/// Builds the static agent for one of [`ARCHES`] and copies it to `TARGET/dist/trefoil-agent-ARCH`. `None` where that
+/// target cannot be had, with a line that says so.
 ///
 /// # Errors
-/// As [`agent`]; also when it is too large.
-pub(crate) fn check_agent() -> Result<()> {
-    let agent = agent()?;
-    println!("{} bytes (limit {MAX_AGENT_LEN})  {}", agent.len, agent.path.display());
-    if agent.is_musl && agent.len > MAX_AGENT_LEN {
-        bail!("the agent has {} bytes, {} more than it may", agent.len, agent.len - MAX_AGENT_LEN);
+/// As [`agent`].
+pub(crate) fn agent_for(arch: &'static str) -> Result<Option<Agent>> {
+    let Some(target) = Target::find(arch) else {
+        println!("skipped: the agent for {arch}: its Rust target cannot be added (no rustup, or no network)");
+        return Ok(None);
+    };
+    let built = Tree::here().agent(&target)?;
+    check_static(&built, &target)?;
+    let path = dir().join(format!("{NAME}-{arch}"));
+    copy(&built, &path)?;
+    let file = fs::read(&path)?;
+    Ok(Some(Agent { path, len: file.len() as u64, target, sha256: hex::encode(Sha256::digest(&file)) }))
+}
+
+/// This machine's agent first.
+fn agents() -> Result<Vec<Agent>> {
+    let mut agents = vec![agent()?];
+    for arch in ARCHES.into_iter().filter(|&arch| arch != ARCH) {
+        agents.extend(agent_for(arch)?);
     }
-    Ok(())
+    Ok(agents)
+}
+
+fn native(agents: &[Agent]) -> Result<&Agent> {
+    agents.iter().find(|agent| agent.target.is_native()).context("no agent for this machine")
 }
 
 /// Builds the control plane with optimisations and copies it to `TARGET/dist`.
@@ -99,9 +197,11 @@ pub(crate) fn check_agent() -> Result<()> {
 /// # Errors
 /// When it does not compile.
 pub(crate) fn control_plane() -> Result<PathBuf> {
-    apt::ensure(&[apt::Tool::CCompiler])?;
+    apt::ensure(&[Tool::CCompiler])?;
     tools::run(&mut tools::cargo(&["build", "--release", "--package", "control-plane", "--bin", "trefoil"]))?;
-    to_dist(&tools::target_dir().join("release/trefoil"))
+    let path = dir().join("trefoil");
+    copy(&tools::target_dir().join("release/trefoil"), &path)?;
+    Ok(path)
 }
 
 /// Where finished programs are.
@@ -109,21 +209,47 @@ pub(crate) fn dir() -> PathBuf {
     tools::target_dir().join("dist")
 }
 
-fn to_dist(built: &Path) -> Result<PathBuf> {
-    let dir = dir();
-    fs::create_dir_all(&dir)?;
-    let path = dir.join(built.file_name().unwrap_or_default());
+fn copy(built: &Path, path: &Path) -> Result<()> {
+    fs::create_dir_all(dir())?;
     // A new file: the old one may be running.
-    let _ = fs::remove_file(&path);
-    fs::copy(built, &path).with_context(|| format!("copying {}", built.display()))?;
-    Ok(path)
+    let _ = fs::remove_file(path);
+    fs::copy(built, path).with_context(|| format!("copying {}", built.display()))?;
+    Ok(())
 }
 
-/// Asks for no interpreter, and runs where there is no file but itself.
-fn check_static(path: &Path) -> Result<()> {
-    if has_interpreter(&fs::read(path)?)? {
-        bail!("{} is not static: it names a dynamic loader", path.display());
+fn figures(agents: &[Agent], measured: &Measured) -> Value {
+    let mut all = Map::new();
+    for agent in agents {
+        let mut figures = Map::from_iter([("agent_bytes".to_owned(), json!(agent.len))]);
+        if agent.target.is_native() {
+            figures.extend(measured.json());
+        }
+        all.insert(agent.target.triple.clone(), Value::Object(figures));
     }
+    Value::Object(all)
+}
+
+/// Asks for no interpreter and no library, and runs where there is no file but itself.
+fn check_static(path: &Path, target: &Target) -> Result<()> {
+    let elf = Elf::parse(&fs::read(path)?)?;
+    if !elf.is_static() {
+        bail!("{} is not static: it names a dynamic loader or a library", path.display());
+    }
+    // The compiler makes no such programs for aarch64-unknown-linux-musl.
+    if target.arch == "x86_64" && !elf.is_position_independent() {
+        bail!("{} is not position-independent: it would lie at the same addresses in each boot", path.display());
+    }
+    let emulator = if target.is_native() {
+        None
+    } else {
+        match measure::emulator(target.arch) {
+            Some(emulator) => Some(emulator),
+            None => {
+                println!("skipped: running the agent for {}: qemu-user is not installed", target.arch);
+                return Ok(());
+            }
+        }
+    };
     let scratch = Scratch::new("chroot")?;
     let empty = scratch.path().join("root");
     fs::create_dir(&empty)?;
@@ -135,10 +261,17 @@ fn check_static(path: &Path) -> Result<()> {
         unshare.args(["--map-root-user", "chroot"]);
         unshare
     };
-    command.arg(&empty).arg(format!("/{NAME}")).arg("--version");
+    command.arg(&empty);
+    if let Some(emulator) = &emulator {
+        // Static, as Debian makes it.
+        fs::copy(emulator, empty.join("emulator"))?;
+        command.arg("/emulator");
+    }
+    command.arg(format!("/{NAME}")).arg("--version");
     match spawn::run(&mut command) {
         Ok(version) => {
-            println!("static: {} runs in an empty root directory", version.trim());
+            let how = if emulator.is_some() { " under qemu-user" } else { "" };
+            println!("static: {} ({}) runs in an empty root directory{how}", version.trim(), target.arch);
             Ok(())
         }
         Err(_) if !sys::is_root() => {
@@ -149,40 +282,47 @@ fn check_static(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether an ELF file (64 bits, little-endian) has a PT_INTERP segment.
-fn has_interpreter(file: &[u8]) -> Result<bool> {
-    const PT_INTERP: u32 = 3;
-    let malformed = || anyhow!("not a 64-bit little-endian ELF file");
-    if file.get(..6) != Some(&[0x7f, b'E', b'L', b'F', 2, 1]) {
-        return Err(malformed());
-    }
-    let bytes = |at: usize, len: usize| file.get(at..at.checked_add(len)?);
-    let u16_at = |at: usize| bytes(at, 2).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
-    let u32_at = |at: usize| bytes(at, 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
-    let u64_at = |at: usize| bytes(at, 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    let table = u64_at(0x20).and_then(|at| usize::try_from(at).ok()).ok_or_else(malformed)?;
-    let entry_len = usize::from(u16_at(0x36).ok_or_else(malformed)?);
-    let count = usize::from(u16_at(0x38).ok_or_else(malformed)?);
-    for index in 0..count {
-        let at = index.checked_mul(entry_len).and_then(|offset| table.checked_add(offset)).ok_or_else(malformed)?;
-        if u32_at(at).ok_or_else(malformed)? == PT_INTERP {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+fn exit(kept: bool) -> ExitCode {
+    if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-const NAME: &str = "trefoil-agent";
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// What measuring takes besides our own programs.
+const MEASURED_WITH: [Tool; 3] = [Tool::Swtpm, Tool::Tpm2Tools, Tool::Openssl];
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_dynamic_program_is_seen_to_be_one() {
-        let this = fs::read(std::env::current_exe().unwrap()).unwrap();
-        assert!(has_interpreter(&this).unwrap());
-        assert!(has_interpreter(&this[..0x38]).is_err());
-        assert!(has_interpreter(b"#!/bin/sh\n").is_err());
+    fn memory_and_time_are_told_of_this_machines_own_kind_only() {
+        let agent = |arch: &'static str, len| Agent {
+            path: PathBuf::new(),
+            len,
+            target: Target { arch, triple: format!("{arch}-unknown-linux-musl"), is_musl: true },
+            sha256: String::new(),
+        };
+        let agents = ARCHES.map(|arch| agent(arch, 7));
+        let measured = Measured::default();
+        let told = figures(&agents, &measured);
+        for arch in ARCHES {
+            let figures = told[format!("{arch}-unknown-linux-musl")].as_object().unwrap();
+            assert_eq!(figures["agent_bytes"], 7);
+            assert_eq!(figures.contains_key("agent_peak_rss_kb"), arch == ARCH, "{told}");
+            assert_eq!(figures.contains_key("agent_cpu_ms_per_attestation"), arch == ARCH, "{told}");
+            assert_eq!(figures.len(), if arch == ARCH { 3 } else { 1 });
+        }
+    }
+
+    #[test]
+    fn an_agent_over_its_budget_is_told_apart() {
+        let target = Target { arch: ARCHES[0], triple: String::new(), is_musl: true };
+        let mut agent = Agent { path: PathBuf::new(), len: MAX_AGENT_LEN, target, sha256: String::new() };
+        assert!(agent.print());
+        agent.len += 1;
+        assert!(!agent.print());
     }
 }

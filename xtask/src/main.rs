@@ -8,8 +8,11 @@ mod corpus;
 mod demo;
 mod dist;
 mod hil;
+mod image;
+mod package;
 mod test;
 mod tools;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -32,7 +35,10 @@ enum Command {
     Test(test::Arguments),
     Hil(hil::Arguments),
     Dist(dist::Arguments),
+    Package(package::Arguments),
+    Image(image::Arguments),
     Bench(bench::Arguments),
+    Vm(vm::Arguments),
     Corpus(corpus::Arguments),
 }
 
@@ -42,6 +48,9 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Hil(arguments) => hil::run(&arguments),
         Command::Dist(arguments) => dist::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments),
+        Command::Image(arguments) => image::run(&arguments),
+        Command::Vm(arguments) => vm::run(&arguments),
         Command::Corpus(arguments) => corpus::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };

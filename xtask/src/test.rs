@@ -11,16 +11,16 @@ use clap::Args;
 use hil_tests::apt::{self, Tool};
 use hil_tests::postgres::Postgres;
 
-use crate::dist;
 use crate::hil::{self, Suite};
 use crate::tools::{self, Counts};
+use crate::{dist, vm};
 
 /// Everything that CI runs, after installing what it needs.
 ///
 /// About a quarter of an hour on two cores from a clean checkout.
 ///
 /// Lints, dependency policy, the no_std build, unit and store tests (SQLite and Postgres), the fuzz targets over their
-/// seeds and some thousand mutations, hardware-in-loop scenarios on both stores and both TPM backends, the static agent and its size. Closes with one line of counts; exit 0 if none
+/// seeds and some thousand mutations, hardware-in-loop scenarios on both stores and both TPM backends, the static agent and its size, whole machines under QEMU. Closes with one line of counts; exit 0 if none
 /// failed.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
@@ -72,7 +72,7 @@ fn full(report: &mut Report) {
         ]))
     });
     report.step("dependencies: bans, licences, sources", dependencies);
-    report.step("protocol without std", no_std);
+    report.step("protocol and the agent's core without std", dist::check_bare);
     report.step("unit and store tests", || {
         let postgres = Postgres::start()?;
         let mut command = unit_tests();
@@ -97,7 +97,13 @@ fn full(report: &mut Report) {
         report.step("the negative corpus", corpus);
         scenarios(report, esapi);
     }
-    report.step("the static agent", || dist::check_agent().map(|()| Counts::PASSED));
+    if built {
+        report.step("the static agent", || dist::check(&tools::target_dir().join("debug/trefoil")));
+    }
+    report.step("the static agent, built in two places", dist::check_reproducible);
+    if built {
+        report.step("whole machines under QEMU", || vm::scenarios(None, false));
+    }
 }
 
 fn corpus() -> Result<Counts> {
@@ -160,16 +166,6 @@ fn dependencies() -> Result<Counts> {
         }
     }
     done(tools::cargo(&["deny", "--workspace", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
-}
-
-fn no_std() -> Result<Counts> {
-    const TARGET: &str = "thumbv7em-none-eabi";
-    if !tools::ensure_rust_target(TARGET) {
-        return Ok(skipped(
-            "no_std build: the Rust target thumbv7em-none-eabi cannot be added (no rustup, or no network)",
-        ));
-    }
-    done(tools::cargo(&["build", "--package", "protocol", "--target", TARGET]))
 }
 
 fn done(mut command: Command) -> Result<Counts> {

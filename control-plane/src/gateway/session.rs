@@ -40,6 +40,11 @@ use crate::{refusal::Refusal, registrar::PendingEnrolment, store::StoreError};
 const MAX_UNANSWERED: usize = 4;
 /// How long a request that needs a proven connection waits for the proof.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests in a row that an agent leaves unanswered, saying nothing else, before its connection is of no use. Its machine
+/// still acknowledges them, or the connection would have ended before.
+const MAX_SILENT: u32 = 3;
+/// How long an agent may say nothing at all: three times what it may be silent for.
+const SILENCE_LIMIT: Duration = Duration::from_millis(3 * limits::MAX_QUIET_MS);
 /// How long a write to an agent that does not read may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -78,6 +83,9 @@ struct Session {
     agent: Option<Arc<Agent>>,
     enrolment: Arc<Mutex<Option<PendingEnrolment>>>,
     began: Instant,
+    heard: Instant,
+    /// Requests that went unanswered since then.
+    silent: u32,
     tasks: JoinSet<()>,
     /// Held while the connection counts as a stranger's.
     permit: Option<OwnedSemaphorePermit>,
@@ -110,6 +118,8 @@ pub(super) async fn run(
         agent: None,
         enrolment: Arc::default(),
         began: Instant::now(),
+        heard: Instant::now(),
+        silent: 0,
         tasks: JoinSet::new(),
         permit: Some(permit),
         attended: false,
@@ -167,7 +177,7 @@ impl Session {
     fn next_deadline(&self) -> Instant {
         let requests = self.exchange.next_deadline().map(|ms| self.began + Duration::from_millis(ms));
         let unproven = self.permit.is_some().then(|| self.began + Duration::from_millis(limits::UNPROVEN_LIFETIME_MS));
-        [requests, unproven].into_iter().flatten().min().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+        [requests, unproven].into_iter().flatten().fold(self.heard + SILENCE_LIMIT, Instant::min)
     }
 
     async fn flush(&mut self, stream: &mut TlsStream<TcpStream>) -> Result<(), End> {
@@ -186,6 +196,7 @@ impl Session {
     }
 
     fn received(&mut self, mut bytes: &[u8]) -> Result<(), End> {
+        (self.heard, self.silent) = (Instant::now(), 0);
         loop {
             let used = self.exchange.feed(bytes);
             bytes = &bytes[used..];
@@ -438,6 +449,10 @@ impl Session {
         while let Some(reply) = self.exchange.expire(now_ms) {
             // Who asked may have given up.
             _ = reply.send(Err(AgentError::NoAnswer));
+            self.silent += 1;
+        }
+        if self.silent >= MAX_SILENT || self.heard.elapsed() >= SILENCE_LIMIT {
+            return Err(End::Told("nothing was heard for too long".into()));
         }
         let proven = self.agent.as_ref().is_some_and(|agent| agent.is_proven());
         if self.permit.is_some() && !proven && now_ms >= limits::UNPROVEN_LIFETIME_MS {

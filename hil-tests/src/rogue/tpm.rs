@@ -3,8 +3,10 @@
 //!
 //! Commands are those of [`protocol::tpm::command`]; what it does not make, because nobody honest sends it, is made here.
 
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -206,7 +208,7 @@ impl RogueTpm {
         let stream = TcpStream::connect(self.address).context("connecting to the TPM")?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        let mut batch = Batch { stream };
+        let mut batch = Batch { link: Link::Socket(stream), harmless: false };
         batch.flush_all()?;
         Ok(batch)
     }
@@ -264,34 +266,113 @@ impl RogueTpm {
 /// One connection to the TPM. Handles are good until it is dropped and somebody else flushes them.
 #[derive(Debug)]
 pub struct Batch {
-    stream: TcpStream,
+    link: Link,
+    /// Whether only [`HARMLESS`] commands go out.
+    harmless: bool,
+}
+
+/// The way to a TPM.
+#[derive(Debug)]
+enum Link {
+    /// Raw commands over TCP: swtpm.
+    Socket(TcpStream),
+    /// The kernel's device with its resource manager: what is made through it is gone when it is closed.
+    Device(File),
+}
+
+impl Link {
+    fn transmit(&mut self, command: &[u8]) -> Result<Vec<u8>> {
+        match self {
+            Self::Socket(stream) => {
+                stream.write_all(command)?;
+                let mut header = [0; 10];
+                stream.read_exact(&mut header).context("no response from the TPM")?;
+                let mut response = header.to_vec();
+                response.resize(command::response_len(&header)?, 0);
+                stream.read_exact(response.get_mut(header.len()..).unwrap_or_default())?;
+                Ok(response)
+            }
+            Self::Device(device) => {
+                device.write_all(command)?;
+                // The driver gives the whole response to one read.
+                let mut response = vec![0; command::MAX_RESPONSE_LEN];
+                let len = device.read(&mut response).context("no response from the TPM")?;
+                response.truncate(len);
+                Ok(response)
+            }
+        }
+    }
 }
 
 impl Batch {
+    /// Connects to a TPM that somebody needs after this: `tcti` is the agent's setting (`device:/dev/tpmrm0` or
+    /// `swtpm:host=…,port=…`), a device has to be the resource manager's, and a command that could leave a trace in the
+    /// TPM is refused here.
+    ///
+    /// # Errors
+    /// When it is none of these, or cannot be opened.
+    pub fn harmless(tcti: &str) -> Result<Self> {
+        let (kind, rest) = tcti.split_once(':').unwrap_or((tcti, ""));
+        let link = match kind {
+            "device" => {
+                let path = Path::new(if rest.is_empty() { "/dev/tpmrm0" } else { rest });
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                // Without it, what other programs have in the TPM would be in the way, and ours would stay.
+                ensure!(
+                    name.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with("rm"),
+                    "{} has no resource manager: name /dev/tpmrm0",
+                    path.display()
+                );
+                let device = OpenOptions::new().read(true).write(true).open(path);
+                Link::Device(device.with_context(|| format!("opening {}", path.display()))?)
+            }
+            "swtpm" => {
+                let field = |name: &str| rest.split(',').find_map(|part| part.strip_prefix(name));
+                let (host, port) = (field("host=").unwrap_or("127.0.0.1"), field("port=").unwrap_or("2321"));
+                let stream = TcpStream::connect((host, port.parse::<u16>()?)).context("connecting to the TPM")?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+                Link::Socket(stream)
+            }
+            _ => bail!("`{tcti}` is not device:/dev/tpmrm0 or swtpm:host=HOST,port=PORT"),
+        };
+        let has_manager = matches!(link, Link::Device(_));
+        let mut batch = Self { link, harmless: true };
+        if !has_manager {
+            batch.flush_all()?;
+        }
+        Ok(batch)
+    }
+
     /// Sends a command and gives the response, whatever it says; sends it again while the TPM only asks for that, as it
     /// does at the first use of a key that dictionary attack protection covers.
     ///
     /// # Errors
     /// When nothing, or no response, comes.
     pub fn raw(&mut self, command: &[u8]) -> Result<Vec<u8>> {
-        for _ in 0..MAX_RETRIES {
+        for attempt in 0..MAX_RETRIES {
             let response = self.raw_once(command)?;
             let [_, _, _, _, _, _, code @ ..] = response.first_chunk::<10>().context("half a response")?;
             if !TpmRc(u32::from_be_bytes(*code)).is_retry() {
                 return Ok(response);
             }
-            thread::sleep(Duration::from_millis(5));
+            // A real one may test itself for a second or two first.
+            thread::sleep(Duration::from_millis(5 << attempt.min(6)));
         }
         self.raw_once(command)
     }
 
     fn raw_once(&mut self, command: &[u8]) -> Result<Vec<u8>> {
-        self.stream.write_all(command)?;
-        let mut header = [0; 10];
-        self.stream.read_exact(&mut header).context("no response from the TPM")?;
-        let mut response = header.to_vec();
-        response.resize(command::response_len(&header)?, 0);
-        self.stream.read_exact(response.get_mut(header.len()..).unwrap_or_default())?;
+        if self.harmless {
+            let code = command.get(6..).and_then(<[u8]>::first_chunk).map(|code| u32::from_be_bytes(*code));
+            ensure!(
+                code.is_some_and(|code| HARMLESS.contains(&code)),
+                "command {code:x?} might leave a trace in the TPM"
+            );
+        }
+        let response = self.link.transmit(command)?;
+        let header = response.first_chunk().context("half a response")?;
+        ensure!(command::response_len(header)? == response.len(), "a response of another length than it says");
         Ok(response)
     }
 
@@ -508,8 +589,13 @@ fn assemble(tag: u16, code: u32, body: &[u8]) -> Result<Vec<u8>> {
     Ok([&tag.to_be_bytes()[..], &len.to_be_bytes(), &code.to_be_bytes(), body].concat())
 }
 
+/// What leaves nothing in a TPM but transient objects and sessions (TPM 2.0 Part 2, TPM_CC): CreatePrimary,
+/// ActivateCredential, NV_Read, PolicySecret, Quote, FlushContext, NV_ReadPublic, ReadPublic, StartAuthSession,
+/// GetCapability, GetRandom, PCR_Read, ReadClock.
+const HARMLESS: [u32; 13] = [0x131, 0x147, 0x14e, 0x151, 0x158, 0x165, 0x169, 0x173, 0x176, 0x17a, 0x17b, 0x17e, 0x181];
+
 /// How often a command is sent again on the TPM's own wish.
-const MAX_RETRIES: usize = 20;
+const MAX_RETRIES: u32 = 20;
 
 /// TPM 2.0 Part 2, TPM_ST.
 const TPM_ST_NO_SESSIONS: u16 = 0x8001;

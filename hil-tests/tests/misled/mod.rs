@@ -205,9 +205,14 @@ impl Scene {
 
     /// Starts the agent, after ending the one that runs: what is in memory is lost, the TPM and the payload stay.
     pub(crate) fn start(&mut self) -> Result<&Agent> {
+        self.start_with(&[])
+    }
+
+    /// As [`Scene::start`], with more arguments.
+    pub(crate) fn start_with(&mut self, extra: &[&str]) -> Result<&Agent> {
         self.agent = None;
         let tcti = self.tpm()?.tcti();
-        let agent = self.stage.rig.agent_at(&tcti, &self.name, &self.config, self.payload_dir.clone(), &[])?;
+        let agent = self.stage.rig.agent_at(&tcti, &self.name, &self.config, self.payload_dir.clone(), extra)?;
         Ok(self.agent.insert(agent))
     }
 

@@ -1,21 +1,21 @@
-//! What is done once, before the first connection: randomness, the TPM's identity, the pins' place in the phase PCR.
+//! What is done once, before the first connection: randomness, the TPM's identity, and the pins' place in the phase PCR
+//! ([`phase`]).
+
+mod phase;
 
 use std::fs;
 
 use protocol::{
     crypto::{
-        manifest::{DELIVERED_EVENT, ManifestError, TenantPublicKey, pins_event},
+        manifest::{DELIVERED_EVENT, ManifestError, TenantPublicKey},
         nk::Nk,
     },
-    message::enrol::Wants,
-    tpm::{
-        alg::Digest,
-        pcr::{PcrError, PcrSelection, PcrSelectionList, PcrValues, event_digest, extend},
-    },
+    tpm::pcr::PcrError,
 };
 use rand_core::RngCore as _;
 use zeroize::Zeroizing;
 
+use self::phase::Measured;
 use crate::{
     config::Settings,
     entropy::{KERNEL_WAIT, Kernel, NoEntropy, Rng},
@@ -34,6 +34,8 @@ pub(crate) struct Booted {
     pub(crate) home: PayloadDir,
     /// What is in place already in this boot.
     pub(crate) placed: Option<Placed>,
+    /// The pins are in the phase PCR: without this there is no machine that is ready to connect.
+    pub(crate) measured: Measured,
 }
 
 /// Why the machine is not ready.
@@ -51,19 +53,6 @@ pub(crate) enum BootError {
     Pins(#[from] ManifestError),
     #[error("the TPM's PCRs: {0}")]
     Pcr(#[from] PcrError),
-}
-
-/// How far this boot has come, by the phase PCR.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Phase {
-    /// Nothing was extended.
-    Fresh,
-    /// Our pins.
-    Pinned,
-    /// Our pins, then "delivered".
-    Delivered,
-    /// Something that is not ours.
-    Foreign,
 }
 
 impl Booted {
@@ -90,11 +79,10 @@ impl Booted {
         if !kernel.is_ready() {
             tpm.set_rng(Rng::new(&kernel, Some(&tpm_bytes))?);
         }
-        let home = PayloadDir::new(&settings.payload_dir);
+        let home = settings.payload_home();
         home.clean();
-        let mut booted = Self { tpm, identity, tenant_keys, rng, home, placed: None };
-        booted.enter_phase(settings)?;
-        Ok(booted)
+        let (measured, placed) = phase::enter(&mut *tpm, settings, &tenant_keys, &home)?;
+        Ok(Self { tpm, identity, tenant_keys, rng, home, placed, measured })
     }
 
     /// A new NK: nobody can guess it, and no clone of this image makes the same.
@@ -109,68 +97,14 @@ impl Booted {
         self.tpm.pcr_event(settings.phase_pcr, DELIVERED_EVENT)
     }
 
-    /// Brings the phase PCR and what is in place together: a restart may lie anywhere in between.
+    /// Brings the phase PCR and what is in place together, once more: a session may have ended anywhere in between.
+    ///
+    /// # Errors
+    /// As [`up`](Self::up).
     pub(crate) fn enter_phase(&mut self, settings: &Settings) -> Result<(), BootError> {
-        self.placed = self.home.existing();
-        if self.tenant_keys.is_empty() {
-            return Ok(()); // attestation only: nothing decides whose code runs
-        }
-        let pins = pins_event(&self.tenant_keys, settings.autorun)?;
-        match read_phase(&mut *self.tpm, settings.phase_pcr, &pins)? {
-            Phase::Fresh => {
-                self.placed = None; // of another boot, by a directory that outlived it
-                self.home.forget();
-                self.tpm.pcr_event(settings.phase_pcr, &pins)?;
-                log::debug!("the pins are measured into PCR {}", settings.phase_pcr);
-            }
-            Phase::Pinned if self.placed.is_some() => {
-                log::info!("the payload was put in place before a restart; saying so in PCR {}", settings.phase_pcr);
-                self.extend_delivered(settings)?;
-            }
-            Phase::Pinned => {}
-            Phase::Delivered if self.placed.is_none() && settings.wants == Wants::Payload => log::warn!(
-                "PCR {} says that this boot's payload was delivered, but it is not at {}: it is not given twice, restart the machine",
-                settings.phase_pcr,
-                self.home.path().display()
-            ),
-            Phase::Delivered => {}
-            Phase::Foreign => log::warn!(
-                "PCR {} was extended by something else than this agent with these settings: no payload will be released",
-                settings.phase_pcr
-            ),
-        }
+        (self.measured, self.placed) = phase::enter(&mut *self.tpm, settings, &self.tenant_keys, &self.home)?;
         Ok(())
     }
-}
-
-/// Reads the phase PCR in every bank.
-pub(crate) fn read_phase(tpm: &mut dyn Tpm, index: u8, pins: &[u8]) -> Result<Phase, BootError> {
-    let mut selection = PcrSelectionList::new();
-    for bank in tpm.about()?.banks.iter() {
-        selection.push(PcrSelection::from_indices(bank.bank, [index])?)?;
-    }
-    let values = tpm.pcr_read(&selection)?;
-    Ok(phase_of(&values, pins)?)
-}
-
-fn phase_of(values: &PcrValues, pins: &[u8]) -> Result<Phase, PcrError> {
-    let mut phase = None;
-    for (bank, _, value) in values.iter() {
-        let zero = Digest::zero(bank);
-        let pinned = extend(bank, &zero, &event_digest(bank, pins))?;
-        let delivered = extend(bank, &pinned, &event_digest(bank, DELIVERED_EVENT))?;
-        let here = match value {
-            value if *value == zero => Phase::Fresh,
-            value if *value == pinned => Phase::Pinned,
-            value if *value == delivered => Phase::Delivered,
-            _ => Phase::Foreign,
-        };
-        if phase.is_some_and(|phase| phase != here) {
-            return Ok(Phase::Foreign);
-        }
-        phase = Some(here);
-    }
-    Ok(phase.unwrap_or(Phase::Foreign))
 }
 
 /// Reads the pinned keys; the same key twice counts once.
@@ -185,35 +119,4 @@ pub(crate) fn read_tenant_keys(settings: &Settings) -> Result<Vec<TenantPublicKe
         }
     }
     Ok(keys)
-}
-
-#[cfg(test)]
-mod tests {
-    use protocol::tpm::alg::HashAlg;
-
-    use super::*;
-
-    fn values(of: impl Fn(HashAlg) -> Digest) -> PcrValues {
-        let mut values = PcrValues::new();
-        for bank in [HashAlg::Sha1, HashAlg::Sha256] {
-            values.set(bank, 13, of(bank)).unwrap();
-        }
-        values
-    }
-
-    fn after(bank: HashAlg, events: &[&[u8]]) -> Digest {
-        events.iter().fold(Digest::zero(bank), |old, data| extend(bank, &old, &event_digest(bank, data)).unwrap())
-    }
-
-    #[test]
-    fn the_phase_is_read_from_every_bank() {
-        let pins = b"pins".as_slice();
-        assert_eq!(phase_of(&values(Digest::zero), pins), Ok(Phase::Fresh));
-        assert_eq!(phase_of(&values(|bank| after(bank, &[pins])), pins), Ok(Phase::Pinned));
-        assert_eq!(phase_of(&values(|bank| after(bank, &[pins, DELIVERED_EVENT])), pins), Ok(Phase::Delivered));
-        assert_eq!(phase_of(&values(|bank| after(bank, &[b"other"])), pins), Ok(Phase::Foreign));
-        // One bank extended alone is nobody's event.
-        let mixed = values(|bank| if bank == HashAlg::Sha1 { Digest::zero(bank) } else { after(bank, &[pins]) });
-        assert_eq!(phase_of(&mixed, pins), Ok(Phase::Foreign));
-    }
 }

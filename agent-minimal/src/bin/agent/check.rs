@@ -1,6 +1,6 @@
 //! `--check`: what is missing before the first boot, and what to do about it. Nothing is changed.
 
-use std::{fmt::Write as _, path::Path, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use protocol::{
     crypto::manifest::{DELIVERED_EVENT, TenantPublicKey, pins_event},
@@ -12,10 +12,10 @@ use protocol::{
 };
 
 use crate::{
-    config::Settings,
+    config::{Origins, Settings},
     entropy::{Kernel, Rng},
+    harden,
     log::Escaped,
-    payload::PayloadDir,
     tls::{self, Connector},
     tpm::Tpm,
     x509,
@@ -105,8 +105,9 @@ pub(crate) fn run(settings: &Settings, json: bool) -> (String, bool) {
     let keys = tenant_keys(&mut report, settings);
     tpm(&mut report, settings, &kernel, keys.as_deref());
     if settings.wants == Wants::Payload {
-        payload_dir(&mut report, &settings.payload_dir);
+        payload_dir(&mut report, settings);
     }
+    report.ok("confinement", harden::offered());
     servers(&mut report, settings, &kernel);
     (if json { report.json() } else { report.text() }, report.is_complete())
 }
@@ -131,7 +132,9 @@ fn tenant_keys(report: &mut Report, settings: &Settings) -> Option<Vec<TenantPub
     match x509::tenant_keys(&settings.tenant_keys) {
         Ok(keys) if keys.is_empty() => report.missing("tenant-key", "no key is pinned", advice),
         Ok(keys) => {
-            report.ok("tenant-key", format!("{} pinned", keys.len()));
+            let Origins { tenant_keys, autorun, .. } = settings.origins;
+            report.ok("tenant-key", format!("{} pinned {tenant_keys}", keys.len()));
+            report.ok("autorun", format!("{} {autorun}", if settings.autorun { "on" } else { "off" }));
             return Some(keys);
         }
         Err(why) => report.missing("tenant-key", why, advice),
@@ -210,8 +213,8 @@ fn phase_pcr(report: &mut Report, tpm: &mut dyn Tpm, settings: &Settings, keys: 
     }
 }
 
-fn payload_dir(report: &mut Report, path: &Path) {
-    let directory = PayloadDir::new(path);
+fn payload_dir(report: &mut Report, settings: &Settings) {
+    let (directory, path) = (settings.payload_home(), &settings.payload_dir);
     match directory.room() {
         Ok(free) if directory.may_be_swapped() => report.missing(
             "payload-dir",

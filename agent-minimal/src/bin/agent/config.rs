@@ -11,7 +11,7 @@ use std::{
 
 use protocol::{crypto::join::JoinToken, limits, message::enrol::Wants, tpm::template::EkTemplate};
 
-use crate::{log, x509::ServerName};
+use crate::{autorun::AUTORUN_LIMIT, log, payload::PayloadDir, x509::ServerName};
 
 /// Read when it is there and no other is named.
 const DEFAULT_FILE: &str = "/etc/trefoil/agent.conf";
@@ -37,6 +37,13 @@ pub(crate) enum Command {
         settings: Settings,
         /// One JSON object instead of lines.
         json: bool,
+    },
+    /// Write one file of the payload in place to standard output.
+    Print {
+        /// Where the payload is.
+        home: PayloadDir,
+        /// The file's path within it.
+        file: String,
     },
     /// Attest; the process that supervises.
     Run(Settings),
@@ -76,14 +83,14 @@ pub(crate) struct ServerAddress {
 }
 
 impl ServerAddress {
-    /// Its socket addresses, at most eight. Asks the resolver only for a name.
+    /// Its socket addresses, as the resolver gives them. Asks it only for a name.
     ///
     /// # Errors
     /// The resolver's.
     pub(crate) fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         match &self.name {
             ServerName::Ip(ip) => Ok(vec![SocketAddr::new(*ip, self.port)]),
-            ServerName::Dns(name) => Ok((name.as_str(), self.port).to_socket_addrs()?.take(8).collect()),
+            ServerName::Dns(name) => Ok((name.as_str(), self.port).to_socket_addrs()?.collect()),
         }
     }
 }
@@ -116,6 +123,10 @@ pub(crate) struct Settings {
     pub(crate) phase_pcr: u8,
     /// Where the payload goes.
     pub(crate) payload_dir: PathBuf,
+    /// Where disk keys are linked.
+    pub(crate) keys_dir: PathBuf,
+    /// How long a payload's `autorun` may take.
+    pub(crate) autorun_limit: Duration,
     /// Whether a payload's `autorun` may run.
     pub(crate) autorun: bool,
     /// End after the payload is in place.
@@ -134,6 +145,43 @@ pub(crate) struct Settings {
     pub(crate) command_line: PathBuf,
     /// What userspace measured.
     pub(crate) userspace_log: PathBuf,
+    /// Where some of this was said.
+    pub(crate) origins: Origins,
+}
+
+/// Where a setting was said, the weakest first.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Source {
+    /// Nowhere.
+    #[default]
+    Default,
+    /// On the kernel's command line.
+    Kernel,
+    /// In the settings file.
+    File,
+    /// As a flag.
+    Flag,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "by default",
+            Self::Kernel => "from the kernel's command line",
+            Self::File => "from the settings file",
+            Self::Flag => "from a flag",
+        })
+    }
+}
+
+/// Where the settings were said of which that matters: the pins, and those that contradict each other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Origins {
+    pub(crate) tenant_keys: Source,
+    pub(crate) autorun: Source,
+    once: Source,
+    timeout: Source,
+    wants: Source,
 }
 
 impl Default for Settings {
@@ -147,6 +195,8 @@ impl Default for Settings {
             ek: None,
             phase_pcr: DEFAULT_PHASE_PCR,
             payload_dir: "/run/trefoil/payload".into(),
+            keys_dir: "/run/cryptsetup-keys.d".into(),
+            autorun_limit: AUTORUN_LIMIT,
             autorun: false,
             once: false,
             timeout: None,
@@ -156,7 +206,15 @@ impl Default for Settings {
             ima_log: "/sys/kernel/security/ima/binary_runtime_measurements".into(),
             command_line: COMMAND_LINE.into(),
             userspace_log: USERSPACE_LOG.into(),
+            origins: Origins::default(),
         }
+    }
+}
+
+impl Settings {
+    /// Where the payload goes.
+    pub(crate) fn payload_home(&self) -> PayloadDir {
+        PayloadDir::new(&self.payload_dir, &self.keys_dir)
     }
 }
 
@@ -183,6 +241,7 @@ trefoil-agent: proves with the TPM what this machine booted, and fetches its pay
 
 Usage: trefoil-agent [--config FILE] [--SETTING VALUE]...
        trefoil-agent --check [--json]     say what is missing before the first boot, and what to do; changes nothing
+       trefoil-agent --print FILE         write one file of the payload in place, for example cryptsetup/root.key
        trefoil-agent --help | --version
 
 Every setting has one name everywhere: flag `--x VALUE`, line `x = VALUE` in the settings file, kernel argument
@@ -195,8 +254,8 @@ Every setting has one name everywhere: flag `--x VALUE`, line `x = VALUE` in the
   wants WHAT          payload (default): the payload, then attestation; attest: attestation only
   payload-dir DIR     where the payload goes, on a tmpfs or ramfs (default /run/trefoil/payload)
   autorun on|off      run the payload's `autorun` once it is in place (default off)
-  once                exit when the payload is in place: 0 delivered, 1 not
-  timeout SECONDS     with once: give up after so long altogether
+  once                exit when the payload is in place and the tenant knows it
+  timeout TIME        with once: give up after so long altogether, for example 60s, 2m or 90
   tcti WHERE          the TPM: device:/dev/tpmrm0 (default), or swtpm:host=HOST,port=PORT
   ek KIND             p256, p384 or rsa2048 (default: the first of these with a certificate); changes the node id
   phase-pcr N         PCR that records how far the boot got, 8 to 15 (default 13)
@@ -204,7 +263,16 @@ Every setting has one name everywhere: flag `--x VALUE`, line `x = VALUE` in the
 
   --config FILE       settings file (default /etc/trefoil/agent.conf, if it is there)
 
-Example: trefoil-agent --server gw.example.org --ca /etc/trefoil/ca.pem --tenant-key /etc/trefoil/tenant.pem
+Exit codes, once:     0 the payload is in place; 1 this machine is not ready (no TPM, a file that cannot be read);
+                      2 wrong settings; 3 not reached: no gateway proved itself and answered; 4 refused: one did, and
+                      gave no payload that is good. 3 and 4 need a timeout; without one it is tried again for ever.
+Disk keys:            a payload's file cryptsetup/NAME.key is linked to /run/cryptsetup-keys.d/NAME.key.
+Pins:                 tenant-key and autorun are measured into the phase PCR before the first connection, wherever they
+                      are set; a control plane releases nothing under other pins than the operator's.
+
+Examples:
+  trefoil-agent --server gw.example.org --ca /etc/trefoil/ca.pem --tenant-key /etc/trefoil/tenant.pem
+  trefoil-agent --once --timeout 60s     in an initramfs; when the root is up: trefoil-agent --wants attest
 Start with: trefoil-agent --check
 ";
 
@@ -219,7 +287,7 @@ pub(crate) fn from_system(args: impl Iterator<Item = String>) -> Result<Command,
 
 fn parse(args: impl Iterator<Item = String>, kernel: &str, default_file: &Path) -> Result<Command, ConfigError> {
     let mut flags = Values::default();
-    let (mut file, mut check, mut json, mut worker) = (None, false, false, None);
+    let (mut file, mut check, mut json, mut worker, mut print) = (None, false, false, None, None);
     let mut args = args;
     while let Some(arg) = args.next() {
         let place = || format!("argument {arg}");
@@ -247,6 +315,7 @@ fn parse(args: impl Iterator<Item = String>, kernel: &str, default_file: &Path) 
                 };
                 match name {
                     "config" => file = Some(PathBuf::from(value)),
+                    "print" => print = Some(value),
                     "worker" => match value.parse() {
                         Ok(parent) => worker = Some(parent),
                         Err(_) => return error(place(), "needs a process id"),
@@ -258,33 +327,37 @@ fn parse(args: impl Iterator<Item = String>, kernel: &str, default_file: &Path) 
     }
 
     let mut settings = Settings::default();
-    from_kernel(kernel)?.apply(&mut settings);
+    from_kernel(kernel)?.apply(&mut settings, Source::Kernel);
     let named = file.is_some();
     let file = file.unwrap_or_else(|| default_file.to_owned());
     match read_bounded(&file) {
-        Ok(text) => from_file(&file, &text)?.apply(&mut settings),
+        Ok(text) => from_file(&file, &text)?.apply(&mut settings, Source::File),
         Err(why) if named || why.kind() != io::ErrorKind::NotFound => {
             return error(file.display(), format_args!("cannot be read: {why}"));
         }
         Err(_) => {}
     }
-    flags.apply(&mut settings);
+    flags.apply(&mut settings, Source::Flag);
 
+    if let Some(file) = print {
+        return Ok(Command::Print { home: settings.payload_home(), file });
+    }
     if check {
         return Ok(Command::Check { settings, json });
     }
     if json {
         return error("argument --json", "belongs to --check; for the log use --log json:info");
     }
-    require(&settings)?;
+    require(&mut settings)?;
     Ok(match worker {
         Some(parent) => Command::Worker { settings, parent },
         None => Command::Run(settings),
     })
 }
 
-/// What cannot be done without.
-fn require(settings: &Settings) -> Result<(), ConfigError> {
+/// What cannot be done without. An image says `once` and how long; what is started after it says what it wants instead,
+/// and wins if it comes from a stronger source.
+fn require(settings: &mut Settings) -> Result<(), ConfigError> {
     if settings.servers.is_empty() {
         return error("server", "is not set: say which gateway to attest to (--server HOST:PORT); see --help");
     }
@@ -294,11 +367,18 @@ fn require(settings: &Settings) -> Result<(), ConfigError> {
     if settings.wants == Wants::Payload && settings.tenant_keys.is_empty() {
         return error("tenant-key", "is not set: without a pinned key no payload is accepted; or set wants to attest");
     }
-    if settings.timeout.is_some() && !settings.once {
-        return error("timeout", "is for once only");
-    }
+    let Origins { once, timeout, wants, .. } = settings.origins;
     if settings.once && settings.wants == Wants::Attest {
-        return error("once", "ends with a payload, but wants is attest");
+        if once >= wants {
+            return error("once", "ends with a payload, but wants is attest");
+        }
+        settings.once = false;
+    }
+    if settings.timeout.is_some() && !settings.once {
+        if timeout == Source::Flag {
+            return error("timeout", "is for once only");
+        }
+        settings.timeout = None;
     }
     Ok(())
 }
@@ -367,13 +447,6 @@ impl<'a> Iterator for KernelArguments<'a> {
     }
 }
 
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Source {
-    Flag,
-    File,
-    Kernel,
-}
-
 /// What one source sets; what is repeated in it adds up, and replaces what a weaker source said.
 #[derive(Default)]
 struct Values {
@@ -385,6 +458,8 @@ struct Values {
     ek: Option<EkTemplate>,
     phase_pcr: Option<u8>,
     payload_dir: Option<PathBuf>,
+    keys_dir: Option<PathBuf>,
+    autorun_limit: Option<Duration>,
     autorun: Option<bool>,
     once: Option<bool>,
     timeout: Option<Duration>,
@@ -432,9 +507,8 @@ impl Values {
             "autorun" => put(&mut self.autorun, name, switch(name, value)?)?,
             "once" => put(&mut self.once, name, switch(name, value)?)?,
             "timeout" => {
-                let seconds = value.parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
-                let seconds = seconds.ok_or("timeout is a number of seconds, 1 to 86400")?;
-                put(&mut self.timeout, name, Duration::from_secs(seconds))?;
+                let time = duration(value).ok_or("timeout is a time from 1s to 24h, for example 60s, 2m or 90")?;
+                put(&mut self.timeout, name, time)?;
             }
             "wants" => {
                 let wants = match value {
@@ -452,7 +526,13 @@ impl Values {
                     log.ok_or("log is error, warn, info, debug or trace, with or without json:")?,
                 )?;
             }
-            // For tests and trials: logs that are not the running kernel's.
+            // For tests and trials: places that are not the running system's, and less patience.
+            "autorun-limit" if source == Source::Flag => {
+                let seconds = value.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
+                let seconds = seconds.ok_or("autorun-limit is a number of seconds, 1 to 3600")?;
+                put(&mut self.autorun_limit, name, Duration::from_secs(seconds))?;
+            }
+            "cryptsetup-keys-dir" if source == Source::Flag => put(&mut self.keys_dir, name, absolute(name, value)?)?,
             "boot-log" if source == Source::Flag => put(&mut self.boot_log, name, value.into())?,
             "ima-log" if source == Source::Flag => put(&mut self.ima_log, name, value.into())?,
             "command-line" if source == Source::Flag => put(&mut self.command_line, name, value.into())?,
@@ -462,7 +542,19 @@ impl Values {
         Ok(())
     }
 
-    fn apply(self, to: &mut Settings) {
+    fn apply(self, to: &mut Settings, source: Source) {
+        let from = &mut to.origins;
+        for (said, origin) in [
+            (!self.tenant_keys.is_empty(), &mut from.tenant_keys),
+            (self.autorun.is_some(), &mut from.autorun),
+            (self.once.is_some(), &mut from.once),
+            (self.timeout.is_some(), &mut from.timeout),
+            (self.wants.is_some(), &mut from.wants),
+        ] {
+            if said {
+                *origin = source;
+            }
+        }
         if !self.servers.is_empty() {
             to.servers = self.servers;
         }
@@ -476,6 +568,8 @@ impl Values {
         replace(&mut to.tcti, self.tcti);
         replace(&mut to.phase_pcr, self.phase_pcr);
         replace(&mut to.payload_dir, self.payload_dir);
+        replace(&mut to.keys_dir, self.keys_dir);
+        replace(&mut to.autorun_limit, self.autorun_limit);
         replace(&mut to.autorun, self.autorun);
         replace(&mut to.once, self.once);
         replace(&mut to.wants, self.wants);
@@ -509,6 +603,20 @@ fn switch(name: &str, value: &str) -> Result<bool, String> {
         "off" | "no" | "false" | "0" => Ok(false),
         _ => Err(format!("{name} is on or off")),
     }
+}
+
+/// A time from a second to a day: `90`, `90s`, `2m`, `1h`.
+fn duration(value: &str) -> Option<Duration> {
+    let digits = value.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match value.get(digits.len()..)? {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    let number = Some(digits).filter(|digits| digits.bytes().all(|c| c.is_ascii_digit()))?;
+    let seconds = number.parse::<u64>().ok()?.checked_mul(unit)?;
+    (1..=86_400).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
 /// Paths are absolute: an agent started by init has no directory of its own.

@@ -19,6 +19,7 @@ use protocol::{
     message::{
         attest::{ImaPart, PcrValue, PcrValueList},
         enrol::Wants,
+        provision::ReportKind,
     },
     tpm::{
         alg::HashAlg,
@@ -27,17 +28,19 @@ use protocol::{
 };
 
 use crate::{
+    autorun::Outcome,
     boot::{BootError, Booted},
     config::{self, Settings, Tcti},
+    harden,
+    keepalive::{Action, Patience, Silence},
+    line::{self, News},
     log::{self, Field},
     logs::{LogPaths, Logs},
-    payload::{AUTORUN_LIMIT, Autorun, Incoming, Placed},
-    supervise::Backoff,
+    payload::{Incoming, Placed},
+    supervise::{Backoff, RENEW_STATUS},
     tls::{self, Connection, Connector, Read},
 };
 
-/// A gateway that says nothing for so long is asked for a sign of life.
-const IDLE: Duration = Duration::from_secs(90);
 /// Reads of 2 KiB that are taken before the machine's outputs are: two of the longest messages.
 const MAX_READS_TOGETHER: usize = 8;
 /// How often a running autorun is looked at.
@@ -53,13 +56,25 @@ pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
     let mut booted = loop {
         match Booted::up(&settings) {
             Ok(booted) => break booted,
-            Err(why @ (BootError::Tpm(_) | BootError::Entropy(_))) => rest(&mut backoff, &why.to_string()),
+            Err(why @ (BootError::Tpm(_) | BootError::Entropy(_))) => {
+                let why = why.to_string();
+                line::tell(News::Fault, &why);
+                rest(&mut backoff, &why);
+            }
             Err(why) => {
                 log::error!("{why}");
                 return ExitCode::FAILURE;
             }
         }
     };
+    line::tell(News::Ready, "");
+    if let Some(placed) = booted.placed.filter(|_| booted.measured.says_delivered()) {
+        line::tell(News::Delivered, "");
+        if settings.once && placed.proof.is_none() {
+            log::info!("this boot's payload is in place already, and the tenant knows it");
+            return ExitCode::SUCCESS;
+        }
+    }
     let connector = match &settings.ca {
         Some(ca) => Connector::new(ca, booted.rng.fork()),
         None => return ExitCode::FAILURE, // settings were checked for it
@@ -71,30 +86,57 @@ pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let logs = Logs::new(&LogPaths {
-        boot: own_log(&settings.tcti, &settings.boot_log),
-        ima: own_log(&settings.tcti, &settings.ima_log),
-        command_line: own_log(&settings.tcti, &settings.command_line),
-        userspace: own_log(&settings.tcti, &settings.userspace_log),
-    });
-    let mut drive = Drive { settings, booted, logs, started, delivered: false, autorun: None, fetched: Vec::new() };
-    backoff.reset();
-    loop {
-        for index in 0..drive.settings.servers.len() {
-            let Some(server) = drive.settings.servers.get(index).cloned() else { break };
-            let began = Instant::now();
-            let why = match connector.connect(&server) {
-                Ok(connection) => match drive.session(connection) {
-                    Ok(End::Done) => return ExitCode::SUCCESS,
-                    Ok(End::Again(why)) | Err(why) => why,
-                },
-                Err(why) => why.to_string(),
-            };
-            if began.elapsed() >= HEALTHY {
-                backoff.reset();
-            }
-            rest(&mut backoff, &format!("{server}: {why}"));
+    let logs = Logs::new(&log_paths(&settings));
+    // Everything from the network is heard behind this line.
+    let confined = match harden::confine_worker(&settings) {
+        Ok(confined) => confined,
+        Err(why) => {
+            log::error!("privileges cannot be dropped: {why}");
+            return ExitCode::FAILURE;
         }
+    };
+    let mut drive = Drive { settings, booted, logs, started, delivered: false, faulty: false, autorun: false, patience: Patience::default(), fetched: Vec::new() };
+    backoff.reset();
+    // A server is stayed with until it fails; then the next one is tried at once, and only a whole turn waits.
+    let mut failed = 0;
+    for server in drive.settings.servers.clone().iter().cycle() {
+        if confined.is_outdated() {
+            log::info!("a file that this process may read has been replaced; another process begins anew");
+            return ExitCode::from(RENEW_STATUS);
+        }
+        let began = Instant::now();
+        let why = match connector.connect(server) {
+            Ok(connection) => match drive.session(connection) {
+                Ok(End::Done) => return ExitCode::SUCCESS,
+                Ok(End::Again(why)) | Err(why) => why,
+            },
+            Err(why) => why.to_string(),
+        };
+        if began.elapsed() >= HEALTHY {
+            backoff.reset();
+            failed = 0;
+        }
+        let why = format!("{server}: {why}");
+        line::tell(News::Unreached, &why);
+        failed += 1;
+        if failed < drive.settings.servers.len() {
+            log::warn!("{why}; trying the next server");
+        } else {
+            failed = 0;
+            rest(&mut backoff, &why);
+        }
+    }
+    ExitCode::FAILURE // there is at least one server: settings were checked for it
+}
+
+/// The logs that belong to the TPM in use.
+pub(crate) fn log_paths(settings: &Settings) -> LogPaths<'_> {
+    let own = |log| own_log(&settings.tcti, log);
+    LogPaths {
+        boot: own(&settings.boot_log),
+        ima: own(&settings.ima_log),
+        command_line: own(&settings.command_line),
+        userspace: own(&settings.userspace_log),
     }
 }
 
@@ -125,7 +167,11 @@ struct Drive {
     logs: Logs,
     started: Instant,
     delivered: bool,
-    autorun: Option<Autorun>,
+    /// The TPM did not do what it was asked for last; the parent was told.
+    faulty: bool,
+    /// The parent was asked to run autorun, and has not said yet what came of it.
+    autorun: bool,
+    patience: Patience,
     /// IMA list and userspace log grow: a fetch keeps the length it began with. Log and bytes of the newest fetches.
     fetched: Vec<(Log, u64)>,
 }
@@ -134,14 +180,15 @@ struct Drive {
 struct Session<'c, 'p> {
     connection: Connection<'c>,
     began: Instant,
-    heard: Instant,
-    asked_for_life: bool,
+    silence: Silence,
     incoming: Option<Incoming<'p>>,
     /// Steps under way, for their duration.
     steps: Vec<(RouteName, &'static str, Instant)>,
     bytes: (u64, u64),
     tpm_before: Duration,
     closing: Option<String>,
+    /// What kept the payload from being put in place was this machine's.
+    not_stored: bool,
     done: bool,
 }
 
@@ -153,18 +200,18 @@ impl Drive {
             self.booted.enter_phase(&self.settings).map_err(|why| why.to_string())?;
         }
         let facts = self.facts(*connection.server().certificate_digest());
-        let home = crate::payload::PayloadDir::new(self.booted.home.path());
+        let home = self.booted.home.clone();
         let now = Instant::now();
         let mut session = Session {
             connection,
             began: now,
-            heard: now,
-            asked_for_life: false,
+            silence: Silence::new(now),
             incoming: None,
             steps: Vec::new(),
             bytes: (0, 0),
             tpm_before: self.booted.tpm.spent(),
             closing: None,
+            not_stored: false,
             done: false,
         };
         let mut machine = Machine::new(&facts, 0).map_err(|why| why.to_string())?;
@@ -179,14 +226,14 @@ impl Drive {
                 session.connection.close();
                 return Ok(End::Again(why));
             }
-            if session.done && self.autorun.is_none() && self.settings.once {
+            if session.done && !self.autorun && self.settings.once {
                 session.connection.close();
                 return Ok(End::Done);
             }
             self.poll_autorun(&mut session, &mut machine)?;
-            match session.connection.read(&mut buf, Some(session.timeout(&machine, self.autorun.is_some()))) {
+            match session.connection.read(&mut buf, Some(session.timeout(&machine, &self.patience, self.autorun))) {
                 Ok(Read::Bytes(len)) => {
-                    (session.heard, session.asked_for_life) = (Instant::now(), false);
+                    session.silence.heard(Instant::now(), &mut self.patience);
                     let bytes = buf.get(..len).unwrap_or_default();
                     session.input(&mut machine, Input::Bytes(bytes))?;
                     // What came together is taken together: two challenges may share one quote. Only so much, for what it
@@ -206,11 +253,22 @@ impl Drive {
                         }
                     }
                 }
-                Ok(Read::TimedOut) => session.tick(&mut machine)?,
+                Ok(Read::TimedOut) => session.tick(&mut machine, &mut self.patience)?,
                 Ok(Read::Closed) => return Err("the gateway closed the connection".into()),
-                Err(why) => return Err(why.to_string()),
+                Err(why) => {
+                    session.silence.broke(Instant::now(), &mut self.patience);
+                    return Err(why.to_string());
+                }
             }
         }
+    }
+
+    /// The TPM keeps it from going on: tells the parent, and gives the words.
+    fn fault(&mut self, why: &dyn std::fmt::Display) -> String {
+        self.faulty = true;
+        let why = why.to_string();
+        line::tell(News::Fault, &why);
+        why
     }
 
     fn facts(&self, server_certificate: [u8; 32]) -> Facts {
@@ -244,7 +302,7 @@ impl Drive {
         match output {
             Output::Note(note) => session.note(&note),
             Output::Seed => {
-                let nk = self.booted.new_nk().map_err(|why| why.to_string())?;
+                let nk = self.booted.new_nk().map_err(|why| self.fault(&why))?;
                 session.input(machine, Input::Nk(nk))?;
             }
             Output::Activate(credential) => {
@@ -252,13 +310,18 @@ impl Drive {
                     .booted
                     .tpm
                     .activate(&credential.id_object, &credential.encrypted_secret)
-                    .map_err(|why| why.to_string())?;
+                    .map_err(|why| self.fault(&why))?;
                 session.input(machine, Input::Activated(secret))?;
             }
             Output::Quote(order) => match self.quote(&order) {
-                Ok(quoted) => session.input(machine, Input::Quoted(Box::new(quoted)))?,
+                Ok(quoted) => {
+                    if std::mem::take(&mut self.faulty) {
+                        line::tell(News::Ready, "");
+                    }
+                    session.input(machine, Input::Quoted(Box::new(quoted)))?;
+                }
                 Err(why) => {
-                    log::warn!("no quote: {why}");
+                    log::warn!("{}", self.fault(&format_args!("no quote: {why}")));
                     session.input(machine, Input::QuoteFailed(&why))?;
                 }
             },
@@ -282,6 +345,8 @@ impl Drive {
                 if let Some(placed) = &mut self.booted.placed {
                     placed.proof = None;
                 }
+                // It is in place, and nothing more will come of it.
+                session.done = true;
             }
             Output::Close(reason) => {
                 session.closing.get_or_insert_with(|| close_words(reason));
@@ -398,8 +463,9 @@ impl Drive {
             },
             PayloadWork::ExtendDelivered => {
                 if !self.booted.tenant_keys.is_empty() {
-                    self.booted.extend_delivered(&self.settings).map_err(|why| why.to_string())?;
+                    self.booted.extend_delivered(&self.settings).map_err(|why| self.fault(&why))?;
                 }
+                line::tell(News::Delivered, "");
                 Ok(Some(Input::DeliveredExtended))
             }
             PayloadWork::Abandon => {
@@ -411,7 +477,7 @@ impl Drive {
             Ok(None) => Ok(()),
             Ok(Some(done)) => session.input(machine, done),
             Err(why) => {
-                log::error!("{why}");
+                session.not_stored = why.kind() == ReportKind::PayloadNotStored;
                 session.incoming = None;
                 session.input(machine, Input::PayloadFailed { kind: why.kind(), why: &why.to_string() })
             }
@@ -446,28 +512,29 @@ impl Drive {
         if !self.settings.autorun {
             return Ok(());
         }
-        match Autorun::start(self.booted.home.path(), AUTORUN_LIMIT) {
-            Ok(None) => Ok(()),
-            Ok(Some(autorun)) => {
-                log::info!("autorun has started");
-                self.autorun = Some(autorun);
+        match line::ask_autorun() {
+            Ok(()) => {
+                self.autorun = true;
                 Ok(())
             }
             Err(why) => {
-                log::error!("autorun cannot be started: {why}");
+                log::error!("autorun cannot be asked for: {why}");
                 session.input(machine, Input::AutorunEnded { code: 126, text: why.to_string().as_bytes() })
             }
         }
     }
 
     fn poll_autorun(&mut self, session: &mut Session<'_, '_>, machine: &mut Machine<'_>) -> Result<(), String> {
-        let Some(autorun) = &mut self.autorun else { return Ok(()) };
-        let (code, tail) = match autorun.poll() {
-            Ok(None) => return Ok(()),
-            Ok(Some(ended)) => (ended.code, ended.tail),
+        if !self.autorun {
+            return Ok(());
+        }
+        let outcome = line::autorun_outcome();
+        self.autorun = matches!(outcome, Ok(None));
+        let (code, tail) = match outcome {
+            Ok(None | Some(Outcome::None)) => return Ok(()),
+            Ok(Some(Outcome::Ended { code, tail })) => (code, tail),
             Err(why) => (125, why.to_string().into_bytes()),
         };
-        self.autorun = None;
         log::info!("autorun has ended with status {code}");
         session.input(machine, Input::AutorunEnded { code, text: &tail })?;
         session.flush(machine)
@@ -497,24 +564,31 @@ impl Session<'_, '_> {
         Ok(())
     }
 
-    fn timeout(&self, machine: &Machine<'_>, autorun: bool) -> Duration {
+    fn timeout(&self, machine: &Machine<'_>, patience: &Patience, autorun: bool) -> Duration {
         let now = self.now_ms();
         let machine = machine.poll_timeout().map(|at| Duration::from_millis(at.saturating_sub(now)));
-        let life = IDLE.saturating_sub(self.heard.elapsed());
+        let silence = match self.silence.action(Instant::now(), patience) {
+            Action::Wait(left) => left,
+            Action::Ask | Action::GiveUp => Duration::ZERO,
+        };
         let autorun = autorun.then_some(AUTORUN_POLL);
-        [machine, Some(life), autorun].into_iter().flatten().min().unwrap_or(IDLE)
+        [machine, autorun].into_iter().flatten().fold(silence, Duration::min)
     }
 
-    fn tick(&mut self, machine: &mut Machine<'_>) -> Result<(), String> {
-        if self.heard.elapsed() >= IDLE {
-            if self.asked_for_life {
-                return Err("the gateway gives no sign of life".into());
+    fn tick(&mut self, machine: &mut Machine<'_>, patience: &mut Patience) -> Result<(), String> {
+        let now = Instant::now();
+        match self.silence.action(now, patience) {
+            Action::Wait(_) => self.input(machine, Input::Tick),
+            Action::Ask => {
+                log::debug!("the gateway has gone quiet; it is asked for a sign of life");
+                self.silence.asked(now, patience);
+                self.input(machine, Input::Silence)
             }
-            self.asked_for_life = true;
-            self.heard = Instant::now();
-            return self.input(machine, Input::Silence);
+            Action::GiveUp => {
+                self.silence.broke(now, patience);
+                Err("the gateway gives no sign of life".into())
+            }
         }
-        self.input(machine, Input::Tick)
     }
 
     fn no_log(&mut self, machine: &mut Machine<'_>, token: Token, why: &str) -> Result<(), String> {
@@ -523,13 +597,33 @@ impl Session<'_, '_> {
 
     fn note(&mut self, note: &Note) {
         match note {
-            Note::Step(step) => self.step(*step),
-            Note::Refused { route, code, text } => {
-                log::warn!("{} was refused: {code} {text}", route.name());
+            Note::Step(step) => {
+                if step.name == RouteName::Hello && !step.begins {
+                    line::tell(News::Answered, "");
+                }
+                self.step(*step);
             }
-            Note::ShareRefused { role, why } => log::warn!("the {role}'s share is refused: {why}"),
-            Note::TagMismatch => log::warn!("the two shares do not fit each other; a new NK is made"),
-            Note::PayloadRefused { why } => log::error!("{why}"),
+            Note::Refused { route, code, text } => {
+                let why = format!("{} was refused: {code} {text}", route.name());
+                if *route != RouteName::Report {
+                    line::tell(News::Refused, &why);
+                }
+                log::warn!("{why}");
+            }
+            Note::ShareRefused { role, why } => {
+                let why = format!("the {role}'s share is refused: {why}");
+                line::tell(News::Refused, &why);
+                log::warn!("{why}");
+            }
+            Note::TagMismatch => {
+                let why = "the two shares do not fit each other";
+                line::tell(News::Refused, why);
+                log::warn!("{why}; a new NK is made");
+            }
+            Note::PayloadRefused { why } => {
+                line::tell(if self.not_stored { News::Fault } else { News::Refused }, why);
+                log::error!("{why}");
+            }
         }
     }
 

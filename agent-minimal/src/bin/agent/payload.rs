@@ -1,19 +1,16 @@
-//! The payload's directory: unpacked in memory, under a hidden name, and put in place by one rename; and `autorun`.
+//! The payload's directory: unpacked in memory, under a hidden name, and put in place by one rename.
 //!
 //! Decrypting and judging a payload is the core's business: here plaintext comes in, and files come out. Beside the
 //! directory lies a record of what is in it, with the `confirm` that may still have to be sent.
 
+mod keys;
+
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
-    io::{self, PipeReader, Read as _, Write as _},
-    os::unix::{
-        fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
-        process::{CommandExt as _, ExitStatusExt as _},
-    },
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use protocol::{
@@ -23,6 +20,7 @@ use protocol::{
     limits,
     message::provision::ReportKind,
 };
+use zeroize::Zeroizing;
 
 use crate::{
     log,
@@ -31,10 +29,6 @@ use crate::{
 
 /// Memory that has to stay free beside a payload, on a file system that has no limit of its own.
 const MEMORY_MARGIN: u64 = 8 * 1024 * 1024;
-/// How long autorun may take.
-pub(crate) const AUTORUN_LIMIT: Duration = Duration::from_secs(60);
-/// What a payload's autorun is called.
-const AUTORUN: &str = "autorun";
 const RECORD_MAGIC: &[u8; 16] = b"trefoil-placed-1";
 const RECORD_LEN: usize = 16 + 16 + 8 + 1 + 32;
 
@@ -102,23 +96,24 @@ pub(crate) struct Placed {
     pub(crate) autorun: bool,
 }
 
-/// The directory payloads go to, its hidden siblings, and the record beside it.
-#[derive(Debug)]
+/// The directory payloads go to, its hidden siblings, the record beside it, and the links to its disk keys.
+#[derive(Clone, Debug)]
 pub(crate) struct PayloadDir {
     target: PathBuf,
+    keys_dir: PathBuf,
     parent: PathBuf,
     /// `.NAME.`, which the names of everything beside it begin with.
     prefix: OsString,
 }
 
 impl PayloadDir {
-    /// Names the directory; nothing is made yet. `target` is absolute.
-    pub(crate) fn new(target: &Path) -> Self {
+    /// Names the directory, and the one of links to disk keys; nothing is made yet. Both are absolute.
+    pub(crate) fn new(target: &Path, keys_dir: &Path) -> Self {
         let parent = target.parent().unwrap_or(Path::new("/")).to_owned();
         let mut prefix = OsString::from(".");
         prefix.push(target.file_name().unwrap_or(OsStr::new("payload")));
         prefix.push(".");
-        Self { target: target.to_owned(), parent, prefix }
+        Self { target: target.to_owned(), keys_dir: keys_dir.to_owned(), parent, prefix }
     }
 
     /// Where the payload is, once it is.
@@ -171,6 +166,36 @@ impl PayloadDir {
     /// takes their place.
     pub(crate) fn forget(&self) {
         let _ = fs::remove_file(self.beside("confirm"));
+        if let Err(why) = keys::unlink(&self.target, &self.keys_dir, |_| false) {
+            log::warn!("links to disk keys in {} cannot be removed: {why}", self.keys_dir.display());
+        }
+    }
+
+    /// Links the disk keys of what is in place. A link that cannot be made keeps nothing else from being used.
+    pub(crate) fn link_disk_keys(&self) {
+        if let Err(why) = keys::link(&self.target, &self.keys_dir) {
+            log::error!("disk keys cannot be linked in {}: {why}", self.keys_dir.display());
+        }
+    }
+
+    /// Writes one file of the payload in place to `to`. `file` is relative, and nothing on the way to it may be a link.
+    ///
+    /// # Errors
+    /// The system's: `NotFound` if there is no such file, `InvalidInput` if it cannot be one of a payload's.
+    pub(crate) fn print(&self, file: &str, to: &mut impl io::Write) -> io::Result<()> {
+        let mut directory = Directory::open(&self.target)?;
+        let (directories, name) = file.rsplit_once('/').map_or((None, file), |(path, name)| (Some(path), name));
+        for component in directories.into_iter().flat_map(|path| path.split('/')) {
+            directory = directory.existing(component)?;
+        }
+        let mut file = directory.read(name)?;
+        let mut buf = Zeroizing::new([0; 4096]);
+        loop {
+            match file.read(&mut *buf)? {
+                0 => return Ok(()),
+                len => to.write_all(buf.get(..len).unwrap_or_default())?,
+            }
+        }
     }
 
     /// Whether a payload may go here, and how many bytes of one.
@@ -295,6 +320,7 @@ impl Incoming<'_> {
             .map_err(|why| PayloadError::io("renaming the payload into place", why))?;
         // What is under the hidden name now is what was in place before, if anything.
         self.placed = true;
+        self.home.link_disk_keys();
         if let Err(why) = remove(&self.hidden) {
             log::warn!("the payload before this one cannot be removed: {why}");
         }
@@ -443,90 +469,6 @@ fn is_noswap(path: &Path) -> Option<bool> {
         }
     }
     Some(best.1)
-}
-
-/// A running autorun.
-pub(crate) struct Autorun {
-    child: Child,
-    output: PipeReader,
-    tail: Vec<u8>,
-    deadline: Instant,
-}
-
-/// How autorun ended.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Ended {
-    /// Its exit status; 128 and the signal's number if a signal ended it.
-    pub(crate) code: i32,
-    /// The end of what it wrote, at most 1 KiB.
-    pub(crate) tail: Vec<u8>,
-}
-
-impl Autorun {
-    /// Starts the payload's `autorun` in the payload's directory. `None` if the payload has none.
-    ///
-    /// # Errors
-    /// What kept it from being started.
-    pub(crate) fn start(directory: &Path, limit: Duration) -> io::Result<Option<Self>> {
-        let program = directory.join(AUTORUN);
-        match fs::symlink_metadata(&program) {
-            Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o100 != 0 => {}
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::PermissionDenied, "autorun is not an executable file")),
-            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(why) => return Err(why),
-        }
-        let (output, writer) = io::pipe()?;
-        let child = Command::new(program)
-            .current_dir(directory)
-            .stdin(Stdio::null())
-            .stdout(writer.try_clone()?)
-            .stderr(writer)
-            .process_group(0)
-            .spawn()?;
-        Ok(Some(Self { child, output, tail: Vec::new(), deadline: Instant::now() + limit }))
-    }
-
-    /// Takes what it has written; its end, once it has ended. Ends it, and all it started, when its time is up.
-    ///
-    /// # Errors
-    /// The system's; autorun is then lost sight of.
-    pub(crate) fn poll(&mut self) -> io::Result<Option<Ended>> {
-        let late = Instant::now() >= self.deadline;
-        if late && self.child.try_wait()?.is_none() {
-            let _ = sys::signal_group(self.child.id(), libc::SIGKILL);
-            self.child.wait()?;
-        }
-        // Asked before the pipe is emptied: what it wrote before its end is in the pipe then.
-        let status = self.child.try_wait()?;
-        self.drain()?;
-        let Some(status) = status else { return Ok(None) };
-        if late {
-            self.keep(b"\n(stopped: it took too long)");
-        }
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-        Ok(Some(Ended { code, tail: std::mem::take(&mut self.tail) }))
-    }
-
-    fn drain(&mut self) -> io::Result<()> {
-        let mut buf = [0; 1024];
-        // Bounded: what writes without an end is read on at the next call.
-        for _ in 0..256 {
-            if !sys::wait_readable(&self.output, Some(Duration::ZERO))? {
-                break;
-            }
-            match self.output.read(&mut buf)? {
-                0 => break,
-                len => self.keep(buf.get(..len).unwrap_or_default()),
-            }
-        }
-        Ok(())
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        self.tail.extend_from_slice(bytes);
-        let excess = self.tail.len().saturating_sub(limits::MAX_REPORT_LEN);
-        self.tail.drain(..excess);
-    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,26 @@
 //! The parent process: starts a worker that holds the sessions, and starts it again when it dies.
 //!
 //! A fault in the worker costs its session and nothing else. The parent parses nothing from outside and holds no
-//! secret; it waits for signals, passes them on, and ends as the worker ended.
+//! secret; it waits for signals, passes them on, and ends as the worker ended. It keeps the time that `once` has
+//! altogether, over all workers, and says at its end what they came to ([`line`]).
 
 use std::{
     env,
     ffi::OsString,
     io,
-    os::unix::process::{ExitStatusExt as _, parent_id},
-    path::Path,
+    os::{
+        fd::AsFd,
+        unix::process::{ExitStatusExt as _, parent_id},
+    },
+    path::{Path, PathBuf},
     process::{self, Child, Command, ExitStatus},
     time::{Duration, Instant},
 };
 
 use crate::{
+    autorun::Runner,
+    harden,
+    line::{self, Standing, ToWorker, Verdict},
     log,
     sys::{self, RandomFlags},
 };
@@ -24,6 +31,8 @@ const HEALTHY: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(5);
 /// The status of a program that panicked and unwound; built for images it aborts instead.
 const PANIC_STATUS: i32 = 101;
+/// The status of a worker that wants to be replaced by a new one, which then may read what has changed its place.
+pub(crate) const RENEW_STATUS: u8 = 75;
 
 /// Waiting times after failures: from half a second, doubling to a minute, each drawn from its full range.
 #[derive(Debug, Default)]
@@ -54,37 +63,49 @@ impl Backoff {
 }
 
 /// Runs workers until one ends by itself, or a signal asks for the end. `args` are this process's own, without the
-/// program's name. `clean` is called after each worker's end: what it may have left half-done. Returns the exit status.
+/// program's name; `limit` is for all workers together. `clean` is called after each worker's end: what it may have left
+/// half-done. Returns the exit status.
 ///
 /// # Errors
 /// The system's, if no worker can be started or waited for.
-pub(crate) fn run(args: &[OsString], limit: Option<Duration>, mut clean: impl FnMut()) -> io::Result<i32> {
+pub(crate) fn run(
+    args: &[OsString],
+    limit: Option<Duration>,
+    mut autorun: Runner,
+    mut clean: impl FnMut(),
+) -> io::Result<i32> {
     sys::hold_signals()?;
+    sys::adopt_orphans()?;
+    let signals = sys::signals()?;
     let deadline = limit.map(|limit| Instant::now() + limit);
     let mut backoff = Backoff::default();
+    let mut standing = Standing::default();
     loop {
         let start = Instant::now();
-        let mut worker = start_worker(args)?;
-        let end = watch(&mut worker, deadline)?;
+        let (mut worker, line) = start_worker(args)?;
+        autorun.new_worker();
+        let end = watch(&mut worker, &signals, &line, &mut standing, &mut autorun, deadline)?;
         clean();
         let status = match end {
             End::Itself(status) => status,
             End::Asked(signal) => return Ok(128 + signal),
-            End::TooLate => {
-                log::error!("not finished in the time that was set (timeout)");
-                return Ok(1);
-            }
+            End::TooLate => return Ok(too_late(standing)),
         };
         match status.code() {
-            Some(code) if code != PANIC_STATUS => return Ok(code),
+            Some(code) if code != PANIC_STATUS && code != i32::from(RENEW_STATUS) => return Ok(code),
             _ => {}
         }
         if start.elapsed() >= HEALTHY {
             backoff.reset();
         }
         let delay = backoff.next();
-        let how = status.signal().map_or_else(|| "a panic".to_owned(), |signal| format!("signal {signal}"));
-        log::warn!("the worker was ended by {how}; starting it again in {} ms", delay.as_millis());
+        let wait = delay.as_millis();
+        match (status.signal(), status.code()) {
+            (Some(signal), _) => log::warn!("the worker was ended by signal {signal}; starting it again in {wait} ms"),
+            (None, Some(PANIC_STATUS)) => log::warn!("the worker was ended by a panic; starting it again in {wait} ms"),
+            // Waited for all the same: files that change all the time would have it start all the time.
+            _ => log::info!("the worker has to be replaced; starting another in {wait} ms"),
+        }
         if let Some(signal) = rest(delay, deadline)? {
             return Ok(128 + signal);
         }
@@ -101,7 +122,9 @@ pub(crate) fn become_worker(parent: u32) -> io::Result<()> {
     if parent_id() != parent {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the supervising process is gone"));
     }
-    sys::hide_memory()?;
+    harden::hide_memory()?;
+    harden::lock_memory();
+    line::open_to_parent()?;
     // The parent holds signals back and passes them on: here they end the process, as they do any other.
     sys::release_signals()
 }
@@ -112,31 +135,82 @@ enum End {
     TooLate,
 }
 
-fn start_worker(args: &[OsString]) -> io::Result<Child> {
+fn start_worker(args: &[OsString]) -> io::Result<(Child, ToWorker)> {
+    let start = |program: &Path| -> io::Result<(Child, ToWorker)> {
+        let (line, stdin) = ToWorker::new()?;
+        let worker =
+            Command::new(program).args(args).arg(format!("--worker={}", process::id())).stdin(stdin).spawn()?;
+        Ok((worker, line))
+    };
+    let name = || PathBuf::from(env::args_os().next().unwrap_or_default());
     // The same file even if its name was replaced meanwhile; without /proc, by its name.
     let itself = Path::new("/proc/self/exe");
-    let program = if itself.exists() { itself.into() } else { env::args_os().next().unwrap_or_default() };
-    Command::new(program).args(args).arg(format!("--worker={}", process::id())).spawn()
+    match if itself.exists() { start(itself) } else { start(&name()) } {
+        // On an emulated processor: this kernel cannot start the file, but perhaps what it was started by.
+        Err(why) if why.raw_os_error() == Some(libc::ENOEXEC) => start(&name()),
+        started => started,
+    }
 }
 
-fn watch(worker: &mut Child, deadline: Option<Instant>) -> io::Result<End> {
+fn watch(
+    worker: &mut Child,
+    signals: &impl AsFd,
+    line: &ToWorker,
+    standing: &mut Standing,
+    autorun: &mut Runner,
+    deadline: Option<Instant>,
+) -> io::Result<End> {
     loop {
         // Asked first: its end may have been signalled while something else was waited for.
-        if let Some(status) = worker.try_wait()? {
+        let ended = worker.try_wait()?;
+        line.hear(standing);
+        if let Some(status) = ended {
             return Ok(End::Itself(status));
         }
+        let asked = std::mem::take(&mut standing.wants_autorun);
+        let refused = if asked { autorun.start() } else { None };
+        if let Some(outcome) = refused.or_else(|| autorun.poll(worker.id()))
+            && let Err(why) = line.answer(&outcome)
+        {
+            log::warn!("the worker cannot be told what came of autorun: {why}");
+        }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        match sys::wait_signal(left)? {
-            Some(libc::SIGCHLD) => {}
+        let wait = [left, autorun.left()].into_iter().flatten().min();
+        let readable = sys::wait_readable_any([Some(signals.as_fd()), Some(line.as_fd()), autorun.output()], wait)?;
+        if !readable && left.is_some_and(|left| left.is_zero() || Some(left) == wait) {
+            stop(worker)?;
+            line.hear(standing);
+            return Ok(End::TooLate);
+        }
+        match sys::wait_signal(Some(Duration::ZERO))? {
+            Some(libc::SIGCHLD) | None => {}
             Some(signal) => {
                 log::info!("asked to end by signal {signal}");
                 stop(worker)?;
                 return Ok(End::Asked(signal));
             }
-            None => {
-                stop(worker)?;
-                return Ok(End::TooLate);
-            }
+        }
+    }
+}
+
+/// Says what came of it all, and gives the exit code that `--help` has for it.
+fn too_late(standing: Standing) -> i32 {
+    match standing.verdict() {
+        Verdict::Unconfirmed => {
+            log::warn!("time is up; the payload is in place, and its confirmation is left to the next start");
+            0
+        }
+        Verdict::Fault(why) => {
+            log::error!("time is up, and this machine is not ready: {why}");
+            1
+        }
+        Verdict::NotReached(why) => {
+            log::error!("time is up, and no gateway was reached: {why}");
+            3
+        }
+        Verdict::Refused(why) => {
+            log::error!("time is up, and the payload is refused: {why}");
+            4
         }
     }
 }

@@ -5,8 +5,9 @@ use std::{
     ffi::CString,
     fs::File,
     io,
+    net::{SocketAddr, TcpStream},
     os::{
-        fd::{AsFd, AsRawFd as _, FromRawFd as _, RawFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -66,14 +67,12 @@ pub(crate) fn random(buf: &mut [u8], flags: RandomFlags) -> io::Result<()> {
 
 /// Has the kernel end this process when its parent is gone.
 pub(crate) fn die_with_parent() -> io::Result<()> {
-    // SAFETY: PR_SET_PDEATHSIG takes one integer and touches no memory of ours.
-    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) })
+    control(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
 }
 
 /// Keeps this process's memory out of core dumps and away from other processes of the same user.
 pub(crate) fn hide_memory() -> io::Result<()> {
-    // SAFETY: PR_SET_DUMPABLE takes one integer and touches no memory of ours.
-    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })
+    control(libc::PR_SET_DUMPABLE, 0)
 }
 
 /// Signals that a supervising process waits for.
@@ -120,6 +119,13 @@ pub(crate) fn wait_signal(timeout: Option<Duration>) -> io::Result<Option<i32>> 
     }
 }
 
+/// A descriptor that is readable while one of the signals that are held back waits for [`wait_signal`].
+pub(crate) fn signals() -> io::Result<File> {
+    let set = awaited();
+    // SAFETY: the set is initialised, and -1 asks for a new descriptor.
+    owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
+}
+
 fn awaited() -> libc::sigset_t {
     // SAFETY: a signal set is plain integers, for which zero is a value, and sigemptyset initialises it.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -157,16 +163,31 @@ pub(crate) fn signal_group(pid: u32, signal: i32) -> io::Result<()> {
 
 /// Waits until there is something to read, or the end of it; `false` after `timeout`. `None` waits for ever.
 pub(crate) fn wait_readable(fd: &impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
+    poll_in(&mut [poll_entry(fd)], timeout)
+}
+
+/// As [`wait_readable`], for any of those there are of three.
+pub(crate) fn wait_readable_any(fds: [Option<BorrowedFd<'_>>; 3], timeout: Option<Duration>) -> io::Result<bool> {
+    // The kernel passes over those that are negative.
+    let none = libc::pollfd { fd: -1, events: 0, revents: 0 };
+    poll_in(&mut fds.map(|fd| fd.as_ref().map_or(none, poll_entry)), timeout)
+}
+
+fn poll_entry(fd: &impl AsFd) -> libc::pollfd {
+    libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 }
+}
+
+fn poll_in(entries: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<bool> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let count = entries.len() as libc::nfds_t; // a few
     loop {
         let left = deadline.map_or(-1, |deadline| {
             // Rounded up: a wait that ends early would spin.
             let left = deadline.saturating_duration_since(Instant::now());
             i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
         });
-        // SAFETY: the pointer is to one exclusive pollfd, and its count is 1; the descriptor is open for the call.
-        match unsafe { libc::poll(&raw mut poll, 1, left) } {
+        // SAFETY: pointer and count are those of one exclusive slice; its descriptors are open for the call.
+        match unsafe { libc::poll(entries.as_mut_ptr(), count, left) } {
             0 => return Ok(false),
             1.. => return Ok(true),
             _ => {
@@ -230,6 +251,21 @@ impl Directory {
         owned(fd)
     }
 
+    /// Opens a directory in this one that is there.
+    pub(crate) fn existing(&self, name: &str) -> io::Result<Self> {
+        Self::open_at(self.0.as_raw_fd(), &c_component(name)?)
+    }
+
+    /// Opens a plain file in this directory for reading.
+    pub(crate) fn read(&self, name: &str) -> io::Result<File> {
+        let name = c_component(name)?;
+        // Not blocking: whoever named a pipe like this would have us wait for its other end.
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        // SAFETY: the descriptor is open, and the name is a NUL-terminated string; both live through the call.
+        let file = owned(unsafe { libc::openat(self.0.as_raw_fd(), name.as_ptr(), flags) })?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    }
+
     fn open_at(at: RawFd, name: &CString) -> io::Result<Self> {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         // SAFETY: the name is a NUL-terminated string that lives through the call; `at` is open, or AT_FDCWD.
@@ -258,6 +294,385 @@ fn c_component(name: &str) -> io::Result<CString> {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Begins a TCP connection without waiting for it: [`wait_any`] says when it can be written to, or has failed, and
+/// `take_error` which of the two. `segment` is the longest segment, in bytes, that either end is to send.
+pub(crate) fn connect_start(address: &SocketAddr, segment: u16) -> io::Result<TcpStream> {
+    let (family, storage, len) = socket_address(address);
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: takes three integers.
+    let stream = TcpStream::from(OwnedFd::from(owned(unsafe { libc::socket(family, kind, 0) })?));
+    set_tcp(&stream, libc::TCP_MAXSEG, segment.into())?;
+    // SAFETY: the pointer and the length are those of one initialised address, which lives through the call; the
+    // descriptor is open.
+    let result = check(unsafe { libc::connect(stream.as_raw_fd(), (&raw const storage).cast(), len) });
+    match result {
+        Err(why) if why.raw_os_error() != Some(libc::EINPROGRESS) => Err(why),
+        _ => Ok(stream),
+    }
+}
+
+/// Ends a connection whose data the peer has not acknowledged for so long. The kernel's own patience is a quarter of an
+/// hour.
+pub(crate) fn set_user_timeout(stream: &TcpStream, limit: Duration) -> io::Result<()> {
+    set_tcp(stream, libc::TCP_USER_TIMEOUT, libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX))
+}
+
+fn set_tcp(stream: &TcpStream, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of_val(&value)).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the pointer and the length are those of one integer that lives through the call; the descriptor is open.
+    check(unsafe {
+        libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, option, (&raw const value).cast(), len)
+    })
+}
+
+/// Waits until one of the connections that were begun is made or has failed, and gives its place; `None` after
+/// `timeout`, and where there are none. Looks at the first [`MAX_WAITED`].
+pub(crate) fn wait_any<'s>(
+    streams: impl Iterator<Item = &'s TcpStream>,
+    timeout: Duration,
+) -> io::Result<Option<usize>> {
+    let mut polls = [libc::pollfd { fd: -1, events: libc::POLLOUT, revents: 0 }; MAX_WAITED];
+    for (poll, stream) in polls.iter_mut().zip(streams) {
+        poll.fd = stream.as_raw_fd();
+    }
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        // SAFETY: the pointer and the count are those of one exclusive array; the descriptors are open for the call, and
+        // the kernel passes over those that are negative.
+        match unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, left) } {
+            0 => return Ok(None),
+            1.. => return Ok(polls.iter().position(|poll| poll.revents != 0)),
+            _ => {
+                let why = io::Error::last_os_error();
+                if why.kind() != io::ErrorKind::Interrupted {
+                    return Err(why);
+                }
+            }
+        }
+    }
+}
+
+/// Connections that [`wait_any`] can wait for together.
+pub(crate) const MAX_WAITED: usize = 8;
+
+/// An address as the kernel takes it: family, bytes, and how many of them count.
+fn socket_address(address: &SocketAddr) -> (libc::c_int, libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: a socket address is plain integers, for which zero is a value.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let (family, len) = match address {
+        SocketAddr::V4(v4) => {
+            let at = (&raw mut storage).cast::<libc::sockaddr_in>();
+            // SAFETY: the storage is large enough and aligned for an address of any family, and exclusive.
+            let at = unsafe { &mut *at };
+            at.sin_family = libc::AF_INET as libc::sa_family_t;
+            at.sin_port = v4.port().to_be();
+            at.sin_addr.s_addr = u32::from_ne_bytes(v4.ip().octets());
+            (libc::AF_INET, size_of::<libc::sockaddr_in>())
+        }
+        SocketAddr::V6(v6) => {
+            let at = (&raw mut storage).cast::<libc::sockaddr_in6>();
+            // SAFETY: as above.
+            let at = unsafe { &mut *at };
+            at.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+            at.sin6_port = v6.port().to_be();
+            at.sin6_addr.s6_addr = v6.ip().octets();
+            at.sin6_flowinfo = v6.flowinfo();
+            at.sin6_scope_id = v6.scope_id();
+            (libc::AF_INET6, size_of::<libc::sockaddr_in6>())
+        }
+    };
+    (family, storage, len as libc::socklen_t)
+}
+
+/// Takes away, for this process and all it starts, every way to gain privileges by running a program.
+pub(crate) fn no_new_privileges() -> io::Result<()> {
+    control(libc::PR_SET_NO_NEW_PRIVS, 1)
+}
+
+/// A prctl whose arguments are integers, all but the first zero.
+fn control(option: libc::c_int, argument: libc::c_ulong) -> io::Result<()> {
+    let none: libc::c_ulong = 0;
+    // SAFETY: the options that are passed here take integers and touch no memory of ours.
+    check(unsafe { libc::prctl(option, argument, none, none, none) })
+}
+
+/// What this process and all it starts may leave in core files: nothing.
+pub(crate) fn forbid_core_files() -> io::Result<()> {
+    limit(libc::RLIMIT_CORE as u32, 0)
+}
+
+fn limit(what: u32, most: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: the limit is initialised and lives through the call. The type of its number differs between C libraries.
+    check(unsafe { libc::setrlimit(what as _, &raw const limit) })
+}
+
+/// Keeps what this process has in memory, and will have, from being written to a swap device: each page from its first
+/// use on. `room` is what the process may come to altogether, in bytes.
+///
+/// # Errors
+/// The system's; `OutOfMemory` where it allows less than `room`, for memory could then not be had later.
+pub(crate) fn lock_memory(room: u64) -> io::Result<()> {
+    if limit(libc::RLIMIT_MEMLOCK as u32, libc::RLIM_INFINITY).is_err() {
+        let mut allowed = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the pointer is to one exclusive limit.
+        check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut allowed) })?;
+        if allowed.rlim_max < room {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        limit(libc::RLIMIT_MEMLOCK as u32, allowed.rlim_max)?;
+    }
+    // SAFETY: takes one integer; it changes what the kernel does with our pages, not what is in them.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) })
+}
+
+/// CAP_DAC_OVERRIDE, as a set.
+pub(crate) const CAP_DAC_OVERRIDE: u64 = 1 << 1;
+/// CAP_SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_BOOT, MAC_OVERRIDE, MAC_ADMIN, PERFMON and BPF: what changes the kernel, or
+/// looks into other processes.
+const KERNEL_CAPABILITIES: u64 = 1 << 16 | 1 << 17 | 1 << 19 | 1 << 22 | 1 << 32 | 1 << 33 | 1 << 38 | 1 << 39;
+/// More than any kernel has.
+const CAPABILITIES: u32 = 63;
+/// NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, KEEP_CAPS off, and all four locked.
+const SECURE_BITS: libc::c_ulong = 0b1110_1111;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CapabilitySets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives up all capabilities but those of `keep`, in every set, and root's right to gain them by running a program.
+/// The user stays who it is.
+pub(crate) fn drop_capabilities(keep: u64) -> io::Result<()> {
+    bound_capabilities(!keep)?;
+    // The ambient set needs no clearing: it holds nothing that is not in the permitted set. Without CAP_SETPCAP the bits
+    // are refused, and then there is no root whose rights they would end.
+    _ = control(libc::PR_SET_SECUREBITS, SECURE_BITS);
+    let mut header = CapabilityHeader { version: 0x2008_0522, pid: 0 };
+    let mut sets = [CapabilitySets { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    // SAFETY: header and two sets, as version 3 has them, are exclusive and live through the call.
+    check_long(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) })?;
+    for (set, keep) in sets.iter_mut().zip([keep as u32, (keep >> 32) as u32]) {
+        let left = set.permitted & keep;
+        *set = CapabilitySets { effective: left, permitted: left, inheritable: 0 };
+    }
+    // SAFETY: as above; the kernel only reads.
+    check_long(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) })
+}
+
+/// Takes capabilities out of the set that bounds what a program may be given. Allocates nothing.
+fn bound_capabilities(gone: u64) -> io::Result<()> {
+    for capability in (0..CAPABILITIES).filter(|capability| gone >> capability & 1 == 1) {
+        match control(libc::PR_CAPBSET_DROP, capability.into()) {
+            // Behind the last that this kernel has.
+            Err(why) if why.raw_os_error() == Some(libc::EINVAL) => break,
+            // Without CAP_SETPCAP: nobody to be bounded.
+            Err(why) if why.raw_os_error() == Some(libc::EPERM) => break,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether this process acts as root.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// The effective group.
+pub(crate) fn group() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::getegid() }
+}
+
+/// Makes `group` the only group of this process beside its own.
+pub(crate) fn only_group(group: u32) -> io::Result<()> {
+    // SAFETY: the count and the pointer are those of one integer that lives through the call.
+    check(unsafe { libc::setgroups(1, &raw const group) })
+}
+
+/// Has the kernel run this program over every system call of this thread from now on.
+pub(crate) fn filter_system_calls(program: &[libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the program is one initialised array that lives through the call, in which the kernel copies it; it only
+    // reads.
+    check_long(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
+}
+
+/// Whether the kernel can filter system calls, and end a process that makes a forbidden one.
+pub(crate) fn has_system_call_filter() -> io::Result<()> {
+    let action = libc::SECCOMP_RET_KILL_PROCESS;
+    // SAFETY: the kernel reads one integer that lives through the call.
+    check_long(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) })
+}
+
+/// Which version of Landlock the kernel has in force.
+///
+/// # Errors
+/// `ENOSYS` where it has none, `EOPNOTSUPP` where it is turned off.
+pub(crate) fn landlock_version() -> io::Result<u32> {
+    // SAFETY: a null attribute of size zero with the flag VERSION asks for the version only.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, 1_u32)
+    };
+    check_long(version)?;
+    Ok(u32::try_from(version).unwrap_or(0))
+}
+
+/// Rules of Landlock: what is named as handled is forbidden but where a rule allows it.
+#[derive(Debug)]
+pub(crate) struct Ruleset(File);
+
+#[repr(C)]
+struct RulesetAttributes {
+    files: u64,
+    net: u64,
+    scoped: u64,
+}
+
+#[repr(C, packed)]
+struct PathRule {
+    allowed: u64,
+    parent: RawFd,
+}
+
+#[repr(C)]
+struct PortRule {
+    allowed: u64,
+    port: u64,
+}
+
+impl Ruleset {
+    /// Without any rule yet. The masks hold only what the kernel's version of Landlock knows.
+    pub(crate) fn new(files: u64, net: u64, scoped: u64) -> io::Result<Self> {
+        let attributes = RulesetAttributes { files, net, scoped };
+        // SAFETY: pointer and size are those of one initialised structure that lives through the call. A kernel that knows
+        // a shorter one takes it as long as the rest is zero.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_landlock_create_ruleset,
+                &raw const attributes,
+                size_of::<RulesetAttributes>(),
+                0_u32,
+            )
+        };
+        check_long(fd)?;
+        owned(RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?).map(Self)
+    }
+
+    /// Allows what `allowed` names for this file, or below this directory.
+    pub(crate) fn allow_path(&self, file: &File, allowed: u64) -> io::Result<()> {
+        let rule = PathRule { allowed, parent: file.as_raw_fd() };
+        self.add(1, (&raw const rule).cast())
+    }
+
+    /// Allows what `allowed` names for this TCP port.
+    pub(crate) fn allow_port(&self, port: u16, allowed: u64) -> io::Result<()> {
+        let rule = PortRule { allowed, port: port.into() };
+        self.add(2, (&raw const rule).cast())
+    }
+
+    fn add(&self, kind: u32, rule: *const libc::c_void) -> io::Result<()> {
+        // SAFETY: the descriptor is that of a ruleset; the rule is an initialised structure of this kind that lives through
+        // the call.
+        check_long(unsafe { libc::syscall(libc::SYS_landlock_add_rule, self.0.as_raw_fd(), kind, rule, 0_u32) })
+    }
+
+    /// Puts this thread, and all it starts, under the rules for good. Needs [`no_new_privileges`] first. Allocates nothing.
+    pub(crate) fn restrict(&self) -> io::Result<()> {
+        // SAFETY: takes two integers.
+        check_long(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.0.as_raw_fd(), 0_u32) })
+    }
+}
+
+/// Opens a path to name it in a rule: nothing can be read or written through it. A link is opened itself.
+pub(crate) fn open_path(path: &Path, follow: bool) -> io::Result<File> {
+    let path = c_path(path)?;
+    let flags = libc::O_PATH | libc::O_CLOEXEC | if follow { 0 } else { libc::O_NOFOLLOW };
+    // SAFETY: the path is a NUL-terminated string that lives through the call.
+    owned(unsafe { libc::open(path.as_ptr(), flags) })
+}
+
+/// Makes this process the parent of what its descendants leave behind.
+pub(crate) fn adopt_orphans() -> io::Result<()> {
+    control(libc::PR_SET_CHILD_SUBREAPER, 1)
+}
+
+/// Takes the status of one child that has ended and is not among `known`: an adopted one. `false` if there is none, or one
+/// of those known has ended and its status has to be taken first.
+pub(crate) fn bury_orphan(known: &[u32]) -> bool {
+    // SAFETY: a siginfo is plain integers, for which zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the pointer is to one exclusive siginfo.
+    if check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) }).is_err() {
+        return false;
+    }
+    // SAFETY: waitid has filled in the part about a child, or left zero where none has ended.
+    let pid = unsafe { info.si_pid() };
+    if pid == 0 || u32::try_from(pid).is_ok_and(|pid| known.contains(&pid)) {
+        return false;
+    }
+    // SAFETY: the status is not asked for.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) == pid }
+}
+
+/// What [`confine`] leaves a program.
+#[derive(Debug)]
+pub(crate) struct Confinement {
+    /// The rules of Landlock, where the kernel has it.
+    pub(crate) rules: Option<Ruleset>,
+    /// The largest file it may make, in bytes.
+    pub(crate) file_len: u64,
+    /// Open files, each process.
+    pub(crate) files: u64,
+    /// Processes of its user. The kernel does not hold root to it.
+    pub(crate) processes: u64,
+}
+
+/// Has a program start in a session of its own, without signals held back, new privileges, core files and the capabilities
+/// that change the kernel, with files that only their owner can read, within limits and under rules; it ends when its
+/// parent does.
+pub(crate) fn confine(command: &mut std::process::Command, confinement: Confinement) {
+    let child = move || {
+        // SAFETY: takes nothing and touches no memory of ours.
+        check(unsafe { libc::setsid() })?;
+        die_with_parent()?;
+        release_signals()?;
+        // SAFETY: takes one integer.
+        unsafe { libc::umask(0o077) };
+        forbid_core_files()?;
+        limit(libc::RLIMIT_FSIZE as u32, confinement.file_len)?;
+        // What is allowed already may be less.
+        for (what, most) in [(libc::RLIMIT_NOFILE, confinement.files), (libc::RLIMIT_NPROC, confinement.processes)] {
+            _ = limit(what as u32, most);
+        }
+        bound_capabilities(KERNEL_CAPABILITIES)?;
+        no_new_privileges()?;
+        confinement.rules.as_ref().map_or(Ok(()), Ruleset::restrict)
+    };
+    // SAFETY: between fork and exec the closure makes system calls only, allocates nothing (an error of the system is a
+    // number), and owns all it uses.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, child) };
+}
+
+fn check_long(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -299,7 +714,7 @@ mod unwinder {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     use super::*;
@@ -344,6 +759,29 @@ mod tests {
         assert_eq!(rename_new(&one, &other).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         rename_exchange(&one, &other).unwrap();
         assert_eq!((fs::read(&one).unwrap(), fs::read(&other).unwrap()), (b"2".to_vec(), b"1".to_vec()));
+    }
+
+    /// Leaves room for one connection that is not accepted yet.
+    pub(crate) fn shorten_backlog(listener: &std::net::TcpListener) {
+        // SAFETY: takes two integers; the descriptor is open.
+        check(unsafe { libc::listen(listener.as_raw_fd(), 0) }).unwrap();
+    }
+
+    /// The longest segment that a connection may send now, in bytes.
+    pub(crate) fn segment(stream: &TcpStream) -> i32 {
+        let (mut value, mut len) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: the pointers are to one integer and its length, exclusive; the descriptor is open.
+        check(unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_MAXSEG,
+                (&raw mut value).cast(),
+                &raw mut len,
+            )
+        })
+        .unwrap();
+        value
     }
 
     #[test]

@@ -26,17 +26,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     config::ServerAddress,
+    dial::dial,
     entropy::Rng,
-    log, sys,
+    sys,
     x509::{self, Authority, CertificateError, Clock, PemError, ServerName},
 };
 
-/// One attempt at one address.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// The whole handshake.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(15);
-/// From a record's first byte to its last; and how long the peer may refuse to take bytes.
-const RECORD_LIMIT: Duration = Duration::from_secs(10);
+/// The whole handshake: two flights each way. At 600 ms and 30 % loss one in a hundred takes longer.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
+/// From a record's first byte to its last: eight packets, of which, at 30 % loss, one is lost five times in a row (15 s)
+/// in every thirtieth record, and six times (30 s) in every hundredth. As long as an answer may take altogether.
+const RECORD_LIMIT: Duration = Duration::from_millis(limits::REQUEST_TIMEOUT_MS);
 /// A record's plaintext, its content type, tag, and padding that a server may add.
 const READ_BUFFER_LEN: usize = limits::MAX_RECORD_LEN + 256;
 /// One message in one record, with the library's overhead of 128 bytes.
@@ -192,7 +192,8 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`]; nothing of ours was sent then but the TLS handshake.
     pub(crate) fn connect(&mut self, server: &ServerAddress) -> Result<Connection<'_>, ConnectError> {
-        let stream = dial(server)?;
+        let addresses = server.addresses().map_err(ConnectError::Resolve)?;
+        let stream = dial(addresses).map_err(ConnectError::Unreachable)?;
         self.open(stream, &server.name, clock())
     }
 
@@ -219,23 +220,6 @@ impl Connector {
         wire.phase.set(Phase::Open);
         Ok(Connection { tls, wire, server, buffered: 0 })
     }
-}
-
-fn dial(server: &ServerAddress) -> Result<TcpStream, ConnectError> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in server.addresses().map_err(ConnectError::Resolve)? {
-        log::debug!("connecting to {address}");
-        let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT).and_then(|stream| {
-            stream.set_nodelay(true)?;
-            stream.set_write_timeout(Some(RECORD_LIMIT))?;
-            Ok(stream)
-        });
-        match stream {
-            Ok(stream) => return Ok(stream),
-            Err(why) => last = why,
-        }
-    }
-    Err(ConnectError::Unreachable(last))
 }
 
 /// What came of a read.

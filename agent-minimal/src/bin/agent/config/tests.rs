@@ -57,7 +57,7 @@ fn flag_wins_over_file_and_file_over_kernel() {
             "--tenant-key",
             "/two.pem",
             "--timeout",
-            "30",
+            "30s",
         ],
         kernel,
         Some(file),
@@ -72,6 +72,161 @@ fn flag_wins_over_file_and_file_over_kernel() {
     assert_eq!(all.tenant_keys, [Path::new("/one.pem"), Path::new("/two.pem")]);
     assert_eq!(all.timeout, Some(Duration::from_secs(30)));
     assert_eq!(settings(&[], kernel, None).log, log::Settings { level: log::Level::Debug, json: true });
+}
+
+type IsSet = fn(&Settings) -> bool;
+
+/// Every documented setting, a value that is not the default, and what has come of it.
+const EACH: [(&str, &str, IsSet); 13] = [
+    ("server", "gw2:7", |all| all.servers.iter().any(|server| server.to_string() == "gw2:7")),
+    ("ca", "/other-ca.pem", |all| all.ca.as_deref() == Some(Path::new("/other-ca.pem"))),
+    ("tenant-key", "/other.pem", |all| all.tenant_keys == [Path::new("/other.pem")]),
+    ("join", "", |all| all.join.is_some()),
+    ("wants", "attest", |all| all.wants == Wants::Attest),
+    ("payload-dir", "/mnt/p", |all| all.payload_dir == Path::new("/mnt/p")),
+    ("autorun", "on", |all| all.autorun),
+    ("once", "on", |all| all.once),
+    ("timeout", "90", |all| all.timeout == Some(Duration::from_secs(90))),
+    ("tcti", "device:/dev/tpm0", |all| all.tcti == Tcti::Device("/dev/tpm0".into())),
+    ("ek", "rsa2048", |all| all.ek == Some(EkTemplate::Rsa2048)),
+    ("phase-pcr", "9", |all| all.phase_pcr == 9),
+    ("log", "json:trace", |all| all.log == log::Settings { level: log::Level::Trace, json: true }),
+];
+
+#[test]
+fn every_setting_is_taken_from_every_source_but_the_token_from_the_kernel() {
+    let token = JoinToken::generate(&mut rand_core::OsRng).to_text();
+    for (name, value, is_set) in EACH {
+        let value = if name == "join" { token.as_str() } else { value };
+        // A time limit alone says nothing; a needed setting is given once, by the source that is looked at.
+        let base = [("server", "gw"), ("ca", "/ca.pem"), ("tenant-key", "/tenant.pem")];
+        let mut said: Vec<(&str, &str)> = base.into_iter().filter(|(other, _)| *other != name).collect();
+        said.push((name, value));
+        if name == "timeout" {
+            said.push(("once", "on"));
+        }
+        let all = |text: &dyn Fn(&str, &str) -> String| said.iter().map(|(name, value)| text(name, value)).collect();
+        let flags: Vec<String> = all(&|name, value| format!("--{name}={value}"));
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let file: Vec<String> = all(&|name, value| format!("{name} = {value}\n"));
+        let kernel: Vec<String> = all(&|name, value| format!("trefoil.{name}={value} "));
+        let run = |args: &[&str], kernel: &str, file: Option<&str>| match parse_all(args, kernel, file).unwrap() {
+            Command::Run(settings) => settings,
+            other => panic!("{name}: {other:?}"),
+        };
+        assert!(is_set(&run(&flags, "", None)), "--{name}");
+        assert!(is_set(&run(&[], "", Some(&file.concat()))), "{name} in the file");
+        if name == "join" {
+            parse_all(&[], &kernel.concat(), None).unwrap_err();
+        } else {
+            assert!(is_set(&run(&[], &format!("ro quiet {}splash", kernel.concat()), None)), "trefoil.{name}");
+        }
+        assert!(!is_set(&settings(&[], "", None)), "{name} is set by default");
+    }
+}
+
+#[test]
+fn repeated_kernel_arguments_add_up_and_a_switch_needs_no_value() {
+    let kernel = "trefoil.server=a trefoil.server=[2001:db8::1]:7 trefoil.ca=/etc/trefoil/ca.pem \
+                  trefoil.tenant-key=/etc/trefoil/a.pem trefoil.tenant-key=\"/etc/trefoil/b c.pem\" trefoil.autorun";
+    let Command::Run(all) = parse_all(&[], kernel, None).unwrap() else { panic!() };
+    assert_eq!(all.servers.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:5684", "[2001:db8::1]:7"]);
+    assert_eq!(all.tenant_keys, [Path::new("/etc/trefoil/a.pem"), Path::new("/etc/trefoil/b c.pem")]);
+    assert!(all.autorun);
+}
+
+#[test]
+fn where_the_pins_come_from_is_known() {
+    let origins = |args: &[&str], kernel: &str, file: Option<&str>| {
+        let origins = settings(args, kernel, file).origins;
+        (origins.tenant_keys, origins.autorun)
+    };
+    assert_eq!(origins(&[], "", None), (Source::Flag, Source::Default));
+    assert_eq!(origins(&[], "trefoil.autorun", None), (Source::Flag, Source::Kernel));
+    assert_eq!(origins(&["--autorun=off"], "trefoil.autorun", None), (Source::Flag, Source::Flag));
+    let Command::Run(all) = parse_all(
+        &["--server", "s"],
+        "trefoil.ca=/ca.pem trefoil.tenant-key=/k.pem",
+        Some("tenant-key = /f.pem\nautorun = on\n"),
+    )
+    .unwrap() else {
+        panic!()
+    };
+    assert_eq!((all.origins.tenant_keys, all.origins.autorun), (Source::File, Source::File));
+    assert_eq!(all.tenant_keys, [Path::new("/f.pem")]);
+    assert_eq!(Source::Kernel.to_string(), "from the kernel's command line");
+}
+
+#[test]
+fn phase_pcr_cannot_be_turned_off() {
+    for value in ["off", "none", "0", "7", "16", "23", "-1"] {
+        assert!(refusal(&[&format!("--phase-pcr={value}")], "", None).ends_with("phase-pcr is a number from 8 to 15"));
+        assert!(refusal(&[], &format!("trefoil.phase-pcr={value}"), None).ends_with("from 8 to 15"));
+    }
+}
+
+#[test]
+fn times_are_seconds_minutes_or_hours_up_to_a_day() {
+    for (text, seconds) in [("1", 1), ("90", 90), ("60s", 60), ("2m", 120), ("24h", 86_400), ("86400s", 86_400)] {
+        assert_eq!(duration(text), Some(Duration::from_secs(seconds)), "{text}");
+    }
+    for text in [
+        "",
+        "s",
+        "0",
+        "0s",
+        "-1",
+        "+5",
+        "1.5m",
+        "1d",
+        "6 s",
+        "25h",
+        "86401",
+        "1m30s",
+        "99999999999999999999",
+        "9m\u{e9}",
+    ] {
+        assert_eq!(duration(text), None, "{text}");
+    }
+}
+
+#[test]
+fn what_an_image_says_about_once_yields_to_a_service_that_only_attests() {
+    // The initramfs: once, by a flag or on the kernel's command line. The service on the root: wants.
+    let kernel = "trefoil.once trefoil.timeout=60s";
+    let first = settings(&[], kernel, None);
+    assert!(first.once && first.timeout == Some(Duration::from_secs(60)) && first.wants == Wants::Payload);
+    for (args, file) in [(&["--wants", "attest"][..], None), (&[], Some("wants = attest\n"))] {
+        let second = settings(args, kernel, file);
+        assert!(!second.once && second.timeout.is_none() && second.wants == Wants::Attest);
+    }
+    let second = settings(&["--wants", "attest"], "", Some("once = on\ntimeout = 2m\n"));
+    assert!(!second.once && second.timeout.is_none());
+    // A time limit of an image alone waits for its `once`.
+    assert_eq!(settings(&[], "trefoil.timeout=60s", None).timeout, None);
+    assert!(settings(&["--once"], "trefoil.timeout=60s", None).timeout.is_some());
+    // Both at one place, or the stronger one for once: nobody can tell what is meant.
+    assert!(refusal(&["--once"], "", Some("wants = attest\n")).starts_with("once: "));
+    assert!(refusal(&[], "trefoil.once trefoil.wants=attest", None).starts_with("once: "));
+}
+
+#[test]
+fn print_needs_no_gateway_and_takes_the_payload_dir_from_where_the_agent_does() {
+    let print = |args: &[&str], kernel: &str| match parse_all(args, kernel, None) {
+        Ok(Command::Print { home, file }) => (home.path().to_owned(), file),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(print(&["--print", "a/b"], ""), ("/run/trefoil/payload".into(), "a/b".into()));
+    assert_eq!(print(&["--print=x"], "trefoil.payload-dir=/p"), ("/p".into(), "x".into()));
+    assert!(parse_all(&["--print"], "", None).unwrap_err().to_string().contains("needs a value"));
+}
+
+#[test]
+fn settings_page_has_every_setting() {
+    let page = include_str!("../../../../../docs/config.md");
+    for (name, ..) in EACH {
+        assert!(page.lines().any(|line| line.starts_with(&format!("| `{name}` |"))), "{name}");
+    }
 }
 
 #[test]
@@ -171,21 +326,7 @@ fn repeated_settings_are_bounded() {
 
 #[test]
 fn help_names_every_setting() {
-    for name in [
-        "server",
-        "ca",
-        "tenant-key",
-        "join",
-        "wants",
-        "payload-dir",
-        "autorun",
-        "once",
-        "timeout",
-        "tcti",
-        "ek",
-        "phase-pcr",
-        "log",
-    ] {
+    for (name, ..) in EACH {
         assert!(HELP.lines().any(|line| line.trim_start().split(' ').next() == Some(name)), "{name}");
     }
     assert!(HELP.lines().all(|line| line.len() <= 120));

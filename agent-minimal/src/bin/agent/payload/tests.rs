@@ -1,6 +1,6 @@
 //! Payloads unpacked on a tmpfs. Where there is none at hand, the tests say so and pass.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use protocol::crypto::container::{self, write_container};
 
@@ -18,6 +18,10 @@ fn scratch() -> Option<tempfile::TempDir> {
             None
         }
     }
+}
+
+fn home_at(target: &Path) -> PayloadDir {
+    PayloadDir::new(target, &target.with_file_name("cryptsetup-keys.d"))
 }
 
 fn container(files: &[(&str, bool, &[u8])]) -> Vec<u8> {
@@ -46,7 +50,7 @@ fn names(path: &Path) -> Vec<String> {
 #[test]
 fn payload_is_placed_with_its_modes_and_its_record() {
     let Some(scratch) = scratch() else { return };
-    let home = PayloadDir::new(&scratch.path().join("run/payload"));
+    let home = home_at(&scratch.path().join("run/payload"));
     assert_eq!(home.existing(), None);
     put(&home, ID, &container(&[("a/b/c.txt", false, b"text"), ("autorun", true, b"#!/bin/sh\n")])).unwrap();
     assert_eq!(fs::read(home.path().join("a/b/c.txt")).unwrap(), b"text");
@@ -63,9 +67,55 @@ fn payload_is_placed_with_its_modes_and_its_record() {
 }
 
 #[test]
+fn disk_keys_are_linked_with_the_payload_and_go_with_it() {
+    let Some(scratch) = scratch() else { return };
+    let home = home_at(&scratch.path().join("payload"));
+    let keys = scratch.path().join("cryptsetup-keys.d");
+    let files: [(&str, bool, &[u8]); 3] =
+        [("app", false, b"1"), ("cryptsetup/data.key", false, b"d"), ("cryptsetup/root.key", false, b"\0k\n")];
+    put(&home, ID, &container(&files)).unwrap();
+    assert_eq!(names(&keys), ["data.key", "root.key"]);
+    assert_eq!(fs::read_link(keys.join("root.key")).unwrap(), home.path().join("cryptsetup/root.key"));
+    put(&home, SealingId([8; 16]), &container(&files[..2])).unwrap();
+    assert_eq!(names(&keys), ["data.key"]);
+    home.forget();
+    assert_eq!(names(&keys), [""; 0]);
+}
+
+#[test]
+fn one_file_is_printed_byte_by_byte_and_nothing_from_outside() {
+    let Some(scratch) = scratch() else { return };
+    let home = home_at(&scratch.path().join("payload"));
+    let print = |file: &str| {
+        let mut out = Vec::new();
+        home.print(file, &mut out).map(|()| out).map_err(|why| why.kind())
+    };
+    assert_eq!(print("a"), Err(io::ErrorKind::NotFound));
+    let long: Vec<u8> = (0..10_000u32).map(|i| i as u8).collect();
+    put(&home, ID, &container(&[("a", false, &long), ("d/e/f", true, b"\0\n"), ("g", false, b"")])).unwrap();
+    assert_eq!((print("a").unwrap(), print("d/e/f").unwrap(), print("g").unwrap()), (long, b"\0\n".to_vec(), vec![]));
+    fs::write(scratch.path().join("secret"), "s").unwrap();
+    symlink("../secret", home.path().join("link")).unwrap();
+    symlink("..", home.path().join("d/up")).unwrap();
+    symlink(scratch.path(), home.path().join("d/out")).unwrap();
+    for outside in ["../secret", "d/../../secret", "d/../a", "/etc/passwd", "", ".", "./a", "a/", "d//e", "nul\0"] {
+        let why = print(outside).unwrap_err();
+        assert!(matches!(why, io::ErrorKind::InvalidInput | io::ErrorKind::NotADirectory), "{outside}: {why}");
+    }
+    for linked in ["link", "d/up/a", "d/out/secret", "d"] {
+        assert!(print(linked).is_err(), "{linked}");
+    }
+    assert_eq!(print("d/x"), Err(io::ErrorKind::NotFound));
+    // A link in the payload's own place is not followed either.
+    let other = home_at(&scratch.path().join("other"));
+    symlink(home.path(), other.path()).unwrap();
+    assert!(other.print("a", &mut Vec::new()).is_err());
+}
+
+#[test]
 fn later_payload_replaces_the_whole_earlier_one() {
     let Some(scratch) = scratch() else { return };
-    let home = PayloadDir::new(&scratch.path().join("payload"));
+    let home = home_at(&scratch.path().join("payload"));
     put(&home, ID, &container(&[("old", false, b"1")])).unwrap();
     let other = SealingId([8; 16]);
     put(&home, other, &container(&[("new", false, b"2")])).unwrap();
@@ -77,7 +127,7 @@ fn later_payload_replaces_the_whole_earlier_one() {
 #[test]
 fn unfinished_payload_leaves_nothing_and_keeps_what_was_there() {
     let Some(scratch) = scratch() else { return };
-    let home = PayloadDir::new(&scratch.path().join("payload"));
+    let home = home_at(&scratch.path().join("payload"));
     put(&home, ID, &container(&[("old", false, b"1")])).unwrap();
     let next = container(&[("new", false, b"2")]);
     let mut incoming = home.begin(SealingId([8; 16]), next.len() as u64).unwrap();
@@ -90,7 +140,7 @@ fn unfinished_payload_leaves_nothing_and_keeps_what_was_there() {
 #[test]
 fn record_about_another_directory_counts_for_nothing() {
     let Some(scratch) = scratch() else { return };
-    let home = PayloadDir::new(&scratch.path().join("payload"));
+    let home = home_at(&scratch.path().join("payload"));
     put(&home, ID, &container(&[("old", false, b"1")])).unwrap();
     fs::rename(home.path(), scratch.path().join("elsewhere")).unwrap();
     assert_eq!(home.existing(), None);
@@ -104,7 +154,7 @@ fn record_about_another_directory_counts_for_nothing() {
 #[test]
 fn leftovers_of_a_killed_run_are_cleaned_and_nothing_else() {
     let Some(scratch) = scratch() else { return };
-    let home = PayloadDir::new(&scratch.path().join("payload"));
+    let home = home_at(&scratch.path().join("payload"));
     put(&home, ID, &container(&[("old", false, b"1")])).unwrap();
     let mut incoming = home.begin(SealingId([8; 16]), 1000).unwrap();
     incoming.write(&container(&[("new", false, b"2")])).unwrap();
@@ -133,7 +183,7 @@ fn record_with_any_byte_cut_or_added_is_none() {
 
 #[test]
 fn disk_takes_no_plaintext() {
-    let home = PayloadDir::new(Path::new("/proc/trefoil/payload"));
+    let home = home_at(Path::new("/proc/trefoil/payload"));
     assert!(matches!(home.begin(ID, 10), Err(PayloadError::NotInMemory(_))));
     assert_eq!(home.begin(ID, 10).err().unwrap().kind(), ReportKind::PayloadNotStored);
 }
@@ -141,7 +191,7 @@ fn disk_takes_no_plaintext() {
 #[test]
 fn more_than_there_is_room_for_is_refused_at_once() {
     let Some(scratch) = scratch() else { return };
-    let home = PayloadDir::new(&scratch.path().join("payload"));
+    let home = home_at(&scratch.path().join("payload"));
     assert!(matches!(home.begin(ID, limits::MAX_PAYLOAD_LEN + 1), Err(PayloadError::NoRoom { .. })));
     assert_eq!(names(scratch.path()), [""; 0]);
 }
@@ -149,7 +199,7 @@ fn more_than_there_is_room_for_is_refused_at_once() {
 #[test]
 fn more_than_was_announced_is_refused() {
     let Some(scratch) = scratch() else { return };
-    let home = PayloadDir::new(&scratch.path().join("payload"));
+    let home = home_at(&scratch.path().join("payload"));
     let plaintext = container(&[("new", false, b"2")]);
     let mut incoming = home.begin(ID, plaintext.len() as u64 - 1).unwrap();
     let why = incoming.write(&plaintext).unwrap_err();
@@ -160,7 +210,7 @@ fn more_than_was_announced_is_refused() {
 #[test]
 fn path_through_a_link_or_a_file_is_refused() {
     let Some(scratch) = scratch() else { return };
-    let home = PayloadDir::new(&scratch.path().join("payload"));
+    let home = home_at(&scratch.path().join("payload"));
     let outside = scratch.path().join("outside");
     fs::create_dir(&outside).unwrap();
     let plaintext = container(&[("dir/file", false, b"2")]);
@@ -170,52 +220,4 @@ fn path_through_a_link_or_a_file_is_refused() {
     drop(incoming);
     assert_eq!(names(&outside), [""; 0]);
     assert!(outside.exists());
-}
-
-fn run(script: &str, limit: Duration) -> Ended {
-    let scratch = tempfile::tempdir().unwrap();
-    let program = scratch.path().join("autorun");
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-    // A file that was just written may be busy for a moment, when another test forks meanwhile.
-    let mut autorun = loop {
-        match Autorun::start(scratch.path(), limit) {
-            Err(why) if why.kind() == io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
-            started => break started.unwrap().unwrap(),
-        }
-    };
-    loop {
-        if let Some(ended) = autorun.poll().unwrap() {
-            return ended;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-#[test]
-fn autorun_gives_its_status_and_the_end_of_its_output() {
-    let ended = run(
-        "#!/bin/sh\ni=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; echo last >&2; exit 3\n",
-        AUTORUN_LIMIT,
-    );
-    assert_eq!(ended.code, 3);
-    assert_eq!(ended.tail.len(), limits::MAX_REPORT_LEN);
-    assert!(ended.tail.ends_with(b"line 1999\nlast\n"));
-}
-
-#[test]
-fn autorun_that_takes_too_long_is_stopped_with_its_children() {
-    let start = Instant::now();
-    let ended = run("#!/bin/sh\necho begun; sleep 100\n", Duration::from_millis(300));
-    assert_eq!(ended.code, 128 + libc::SIGKILL);
-    assert!(String::from_utf8(ended.tail).unwrap().starts_with("begun\n\n(stopped"));
-    assert!(start.elapsed() < Duration::from_secs(20));
-}
-
-#[test]
-fn payload_without_autorun_starts_nothing() {
-    let scratch = tempfile::tempdir().unwrap();
-    assert!(Autorun::start(scratch.path(), AUTORUN_LIMIT).unwrap().is_none());
-    fs::write(scratch.path().join("autorun"), "").unwrap();
-    assert!(Autorun::start(scratch.path(), AUTORUN_LIMIT).is_err());
 }
