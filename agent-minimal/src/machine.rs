@@ -26,7 +26,7 @@ use protocol::{
         route::{Route, RouteError, RouteName, Side},
     },
     codec::CodecError,
-    crypto::{join::JoinToken, manifest::TenantPublicKey, nk::Nk, secret::CredentialSecret},
+    crypto::{join::JoinToken, manifest::TenantPublicKey, nk::Nk, payload::Plaintext, secret::CredentialSecret},
     id::{NodeId, Role, SealingId},
     limits,
     message::{
@@ -207,7 +207,7 @@ pub enum PayloadWork {
         plaintext_len: u64,
     },
     /// The next plaintext.
-    Write(Vec<u8>),
+    Write(Plaintext),
     /// All is there and proven: store the confirmation beside it, and rename.
     Place(Unconfirmed),
     /// Extend "delivered" into the phase PCR.
@@ -424,6 +424,9 @@ impl<'f> Machine<'f> {
         Ok(())
     }
 
+    // Not inlined, as others here and in the states: in one frame all their messages would lie side by side, and that
+    // frame is on the stack whatever comes.
+    #[inline(never)]
     fn receive(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         loop {
             let used = self.link.exchange.feed(bytes);
@@ -476,6 +479,7 @@ impl<'f> Machine<'f> {
         }
     }
 
+    #[inline(never)]
     fn handle_request(&mut self, token: Token, request: Request) -> Result<(), Error> {
         let link = &mut self.link;
         match request {

@@ -205,7 +205,7 @@ impl NetPath {
                 to: Arc::clone(to),
                 side,
                 state: Arc::clone(&state),
-                dice: Dice(0x9e37_79b9_7f4a_7c15 ^ (std::env::var("NETSEED").ok().and_then(|s| s.parse::<u64>().ok()).unwrap_or(0) * 7919 + side as u64)),
+                dice: Dice(0x9e37_79b9_7f4a_7c15 + side as u64),
             };
             let ends = Arc::clone(&ends);
             thread::spawn(move || carrier.run(&ends))

@@ -434,7 +434,7 @@ impl Rig {
         command.arg("--payload-dir").arg(&payload_dir).args(["--log", &self.options.log]).args(extra);
         if !extra.iter().any(|argument| argument.starts_with("--cryptsetup-keys-dir")) {
             // Not this machine's own.
-            command.arg("--cryptsetup-keys-dir").arg(parent.join("disk-keys"));
+            command.arg("--cryptsetup-keys-dir").arg(self.scratch.path().join(format!("disk-keys-{name}")));
         }
         let program_name = format!("agent {name}");
         let log = self.scratch.path().join(format!("agent-{name}.log"));

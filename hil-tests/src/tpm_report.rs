@@ -283,7 +283,7 @@ fn time(
         measure(batch, format!("TPM2_NV_Read ({len} bytes)"), &mut |batch| command(batch, &bytes))?;
     }
 
-    let mut create = |batch: &mut Batch, spec: &KeySpec| {
+    let create = |batch: &mut Batch, spec: &KeySpec| {
         let begun = Instant::now();
         let key = batch.create(spec)?;
         let took = begun.elapsed();
@@ -369,7 +369,8 @@ impl fmt::Display for Report {
         }
         row(f, "AK", kind_name(self.ak))?;
         let rounds = self.timings.first().map_or(0, |timing| timing.times.len());
-        writeln!(f, "  times in ms, {rounds} rounds{:>35}{:>10}{:>10}", "median", "shortest", "longest")?;
+        let head = format!("  times in ms, {rounds} rounds");
+        writeln!(f, "{head:<56}{:>10}{:>10}{:>10}", "median", "shortest", "longest")?;
         for timing in &self.timings {
             let (first, last) = (timing.times.first(), timing.times.last());
             let [median, first, last] =

@@ -202,7 +202,7 @@ fn a_confirmation_that_is_refused_ends_it_too() -> Result<()> {
 fn a_payload_that_this_node_refuses_is_exit_code_4_with_the_reason() -> Result<()> {
     need_stage!();
     let mut scene = Scene::new("refused-by-us")?;
-    scene.start_with(&["--once", "--timeout", "6s"])?;
+    scene.start_with(&["--once", "--timeout", "10s"])?;
     let mut session = scene.session()?;
     let mut sealing = scene.stage.sealing(session.node_id()?)?;
     sealing.sign_by(&protocol::crypto::TenantSigningKey::generate(&mut rand_core::OsRng));
@@ -223,7 +223,7 @@ fn a_payload_that_would_go_to_disk_is_a_fault_of_this_machine() -> Result<()> {
         return Ok(());
     }
     let mut scene = Scene::new("to-disk")?.payload_at(stage.rig.dir().join("on-disk/payload"));
-    scene.start_with(&["--once", "--timeout", "6s"])?;
+    scene.start_with(&["--once", "--timeout", "10s"])?;
     let mut session = scene.session()?;
     let sealing = scene.stage.sealing(session.node_id()?)?;
     session.deliver(&sealing)?;
@@ -283,7 +283,7 @@ fn a_machine_that_nobody_knows_is_exit_code_4_and_told_what_would_help() -> Resu
     let fleet = Fleet::shared()?;
     let tpm = fleet.tpm(EkKind::P256)?;
     let config = settings(&fleet, "never", fleet.rig.gateway(), None)?;
-    let agent = fleet.rig.agent_with(&tpm, "never", &config, &["--once", "--timeout", "4s"])?;
+    let agent = fleet.rig.agent_with(&tpm, "never", &config, &["--once", "--timeout", "8s"])?;
     ends(&agent, 4, "quarantined")?;
     ensure!(agent.payload()?.is_empty(), "a payload came");
     let agent = fleet.rig.agent_with(&tpm, "never", &config, &["--once", "--colour", "blue"])?;
@@ -296,7 +296,7 @@ fn a_machine_that_booted_otherwise_is_exit_code_4_and_told_where_the_reason_is()
     let fleet = Fleet::shared()?;
     let node = fleet.expected("otherwise", EkKind::P256)?;
     node.tpm.pcr_extend(JUDGED_PCR, &"5a".repeat(32))?;
-    let agent = fleet.rig.agent(&node.tpm, "otherwise", &["--once", "--timeout", "4s"])?;
+    let agent = fleet.rig.agent(&node.tpm, "otherwise", &["--once", "--timeout", "8s"])?;
     ends(&agent, 4, "no payload was released; `trefoil node events NAME` says why")?;
     ensure!(agent.payload()?.is_empty(), "a payload came");
     ensure!(fleet.releases("otherwise")?.is_empty(), "a share left");

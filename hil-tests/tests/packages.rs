@@ -3,7 +3,7 @@
 //!
 //! The variables: `TREFOIL_PACKAGES`, the directory of the packages; `TREFOIL_AGENT_STATIC`, the static agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -328,5 +328,87 @@ fn the_agent_works_as_root_without_any_capability() -> Result<()> {
     rig.wait_phase("bare", "delivered", SOON).map_err(|error| anyhow!("{error:#}\n{}", agent.tail(20)))?;
     let status = fs::read_to_string(format!("/proc/{}/status", agent.worker_pid().unwrap_or(agent.pid())))?;
     ensure!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    Ok(())
+}
+
+/// The system calls of one of systemd's sets, sets within it resolved.
+fn calls_of(set: &str) -> Result<BTreeSet<String>> {
+    let said = spawn::run(Command::new("systemd-analyze").args(["syscall-filter", "--no-pager", set]))?;
+    let mut calls = BTreeSet::new();
+    for word in said.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if word.starts_with('@') {
+            calls.extend(calls_of(word)?);
+        } else {
+            calls.insert(word.to_owned());
+        }
+    }
+    Ok(calls)
+}
+
+/// What a unit's `SystemCallFilter=` lines, an allow-list first, come to.
+fn allowed_by(unit: &str) -> Result<BTreeSet<String>> {
+    let mut allowed = BTreeSet::new();
+    for line in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let (denied, names) = line.strip_prefix('~').map_or((false, line), |names| (true, names));
+        for name in names.split_whitespace() {
+            let calls = if name.starts_with('@') { calls_of(name)? } else { BTreeSet::from([name.to_owned()]) };
+            if denied {
+                allowed.retain(|call| !calls.contains(call));
+            } else {
+                allowed.extend(calls);
+            }
+        }
+    }
+    Ok(allowed)
+}
+
+#[test]
+fn the_agents_unit_allows_every_system_call_of_a_whole_life() -> Result<()> {
+    let Some(agent) = static_agent() else { return Ok(()) };
+    if let Some(why) = rig::missing(&[Tool::Swtpm, Tool::Tpm2Tools, Tool::Strace]) {
+        println!("{why}");
+        return Ok(());
+    }
+    if apt::find_program("systemd-analyze").is_none() {
+        println!("skipped: not installed: systemd (its sets of system calls)");
+        return Ok(());
+    }
+    let tpm = Swtpm::start(EkKind::P384AndRsa)?;
+    tpm.play_firmware()?;
+    let rig = Rig::new(Options { ca: Some(tpm.ca().clone()), ..Options::default() })?;
+    let payload = rig.payload("traced", &[("autorun", b"#!/bin/sh\nexit 0\n".as_slice())])?;
+    fs::set_permissions(payload.join("autorun"), fs::Permissions::from_mode(0o755))?;
+    let policy = rig.policy("traced", &tpm, &[7], "[release]\nphase_pcr = 13\n")?;
+    let node = NodeAdd::id(rig.node_id(&tpm)?).payload(&payload).policy(policy).arg("--autorun");
+    rig.node_add("traced", &node.arg("--interval").arg("1s"))?;
+    let config = rig.agent_config("traced")?;
+    let home = rig.memory()?.join("traced");
+    fs::create_dir(&home)?;
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o700))?;
+    let trace = rig.dir().join("trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o"]).arg(&trace).arg(&agent);
+    command.arg("--config").arg(&config).args(["--tcti", &tpm.tcti(), "--autorun=on", "--log", "info"]);
+    command.arg("--payload-dir").arg(home.join("payload"));
+    let agent = Program::start(Launch::new("traced agent", command))?;
+    rig.wait_phase("traced", "delivered", SOON).map_err(|error| anyhow!("{error:#}\n{}", agent.tail(20)))?;
+    rig.wait_trust("traced", "good", SOON)?;
+    rig.wait_event("traced", "autorun", SOON)?;
+    agent.stop(SOON)?;
+
+    let text = fs::read_to_string(&trace)?;
+    // `PID name(…`; what is no call begins otherwise (`+++`, `---`, `<...`).
+    let used: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.split_once(' ')?.1.trim_start().split_once('('))
+        .map(|(name, _)| name)
+        .filter(|name| name.starts_with(|first: char| first.is_ascii_lowercase()) && !name.contains(' '))
+        .collect();
+    ensure!(used.contains("execve") && used.contains("connect") && used.len() > 20, "the trace shows {used:?}");
+    let unit = fs::read_to_string(file("systemd/trefoil-agent.service"))?;
+    let allowed = allowed_by(&unit)?;
+    ensure!(!allowed.contains("ptrace") && !allowed.contains("mount"), "the unit allows nearly everything");
+    let refused: Vec<_> = used.iter().filter(|name| !allowed.contains(**name)).collect();
+    ensure!(refused.is_empty(), "the unit refuses what the agent does: {refused:?}");
     Ok(())
 }

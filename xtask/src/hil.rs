@@ -9,6 +9,7 @@ use std::{env, fs};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use hil_tests::apt::{self, Tool};
+use hil_tests::tpm_report::{self, Fingerprint, Report};
 
 use crate::tools::{self, Counts};
 
@@ -19,15 +20,15 @@ use crate::tools::{self, Counts};
 ///   cargo xtask hil                                all of it, on SQLite, with the agent's own TPM code
 ///   cargo xtask hil --scenario wrong_pcrs          those whose name contains this
 ///   cargo xtask hil --store postgres --backend tss-esapi
-///   cargo xtask hil --tcti device:/dev/tpmrm0      the scenarios that harm no real TPM, on this machine's
+///   cargo xtask hil --tcti device:/dev/tpmrm0      those that leave no trace in a TPM, on this machine's
 #[derive(Args, Clone, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// Only scenarios whose name contains NAME
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
-    /// A real TPM instead of emulated ones, as the agent's `tcti` setting names it; runs only the scenarios that neither
-    /// reset nor clear a TPM
+    /// A real TPM instead of emulated ones, as the agent's `tcti` setting names it: says what it is and how fast, and runs
+    /// the scenarios that leave no trace in it, no PCR extended
     #[arg(long, value_name = "TCTI")]
     tcti: Option<String>,
     /// How the agent reaches the TPM
@@ -73,7 +74,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.list {
         return list();
     }
-    let mut tools = vec![Tool::CCompiler, Tool::Swtpm, Tool::Tpm2Tools, Tool::Openssl, Tool::Libcoap];
+    let mut tools = vec![Tool::CCompiler];
+    if arguments.tcti.is_none() {
+        tools.extend([Tool::Swtpm, Tool::Tpm2Tools, Tool::Openssl, Tool::Libcoap]);
+    }
     if arguments.store == Store::Postgres {
         tools.push(Tool::Postgres);
     }
@@ -86,18 +90,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Backend::TssEsapi => Some(build_esapi_agent()?),
     };
     build_programs()?;
+    let before = arguments.tcti.as_deref().map(report).transpose()?;
     let files: Vec<String> = if arguments.tcti.is_some() { vec![REAL_TPM.into()] } else { files()? };
     let mut suite = Suite { files, store: arguments.store, agent, ..Suite::default() };
     suite.filter.clone_from(&arguments.scenario);
     if let Some(tcti) = &arguments.tcti {
         suite.environment.insert("TREFOIL_TCTI", tcti.into());
     }
-    let counts = suite.run()?;
+    let mut counts = suite.run()?;
+    if let (Some(before), Some(tcti)) = (before, &arguments.tcti) {
+        counts += unchanged(&before, tcti)?;
+    }
     println!("{counts}");
     if counts.passed + counts.failed + counts.skipped == 0 {
         bail!("no scenario has that in its name; cargo xtask hil --list prints them");
     }
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints what the TPM is; gives what has to be the same afterwards.
+fn report(tcti: &str) -> Result<Fingerprint> {
+    let before = Fingerprint::of(tcti).with_context(|| format!("the TPM at {tcti}"))?;
+    println!("{}", Report::of(tcti, tpm_report::ROUNDS)?);
+    Ok(before)
+}
+
+/// Says whether the TPM is as it was.
+fn unchanged(before: &Fingerprint, tcti: &str) -> Result<Counts> {
+    let ima = tpm_report::ima_measures();
+    let changes = before.changes(&Fingerprint::of(tcti)?, ima);
+    if !changes.is_empty() {
+        println!("the TPM was changed:\n  {}", changes.join("\n  "));
+        return Ok(Counts::FAILED);
+    }
+    let kernel = if ima { "; PCR 10 is the kernel's, where IMA measures" } else { "" };
+    println!("the TPM is as it was: {} PCRs, NV, persistent objects, lockout counter{kernel}", before.pcrs.len());
+    Ok(Counts::PASSED)
 }
 
 /// Some scenarios, on one backend and one store.
@@ -127,11 +155,22 @@ impl Suite {
     /// # Errors
     /// When cargo cannot be run; failures are in the counts.
     pub(crate) fn run(&self) -> Result<Counts> {
+        let (waiting, working): (Vec<&str>, Vec<&str>) =
+            self.files.iter().map(String::as_str).partition(|file| WAITING.contains(file));
+        let mut counts = self.run_files(&working, &[])?;
+        counts += self.run_files(&waiting, &["--test-threads", WAITING_THREADS])?;
+        Ok(counts)
+    }
+
+    fn run_files(&self, files: &[&str], arguments: &[&str]) -> Result<Counts> {
+        if files.is_empty() {
+            return Ok(Counts::default());
+        }
         let mut command = tools::cargo(&["test", "--package", "hil-tests", "--no-fail-fast"]);
-        for file in &self.files {
+        for file in files {
             command.args(["--test", file]);
         }
-        command.arg("--").args(self.filter.as_deref()).arg("--show-output");
+        command.arg("--").args(self.filter.as_deref()).arg("--show-output").args(arguments);
         command.env("TREFOIL_STORE", self.store.name()).envs(&self.environment);
         if env::var_os("TREFOIL_BIN_DIR").is_none() {
             command.env("TREFOIL_BIN_DIR", tools::target_dir().join("debug"));
@@ -188,6 +227,9 @@ pub(crate) fn files() -> Result<Vec<String>> {
 pub(crate) const HARNESS: &str = "rig";
 /// Files that commands and steps of their own run: the test of the harness, guests, packages.
 const OTHER_STEPS: [&str; 3] = [HARNESS, crate::vm::FILE, crate::package::SCENARIOS];
+/// Files whose scenarios wait for the network most of the time: all run at once, on however few cores.
+const WAITING: [&str; 1] = ["networks"];
+const WAITING_THREADS: &str = "16";
 /// Scenarios that a real TPM survives.
 const REAL_TPM: &str = "real_tpm";
 

@@ -4,6 +4,7 @@
 //! What is in them is in `[package.metadata.deb]` of the two crates and under `image/`; that they install, start nothing
 //! and are what the manual says is asked by the scenarios of `hil-tests/tests/packages.rs`.
 
+use std::env::consts::ARCH;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -15,7 +16,7 @@ use hil_tests::spawn;
 use sha2::{Digest as _, Sha256};
 
 use crate::dist;
-use crate::hil::Suite;
+use crate::hil::{self, Suite};
 use crate::tools::{self, Counts};
 
 /// Builds the Debian packages of agent (amd64, arm64) and control plane into TARGET/dist, with sizes and hashes.
@@ -35,42 +36,65 @@ pub(crate) const SCENARIOS: &str = "packages";
 /// The command.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     tools::run(Command::new(std::env::current_exe()?).arg("dist"))?;
-    let counts = if arguments.no_test { build()?.map_or(Counts::SKIPPED, |_| Counts::PASSED) } else { check()? };
+    let what = What { control_plane: dist::dir().join(CONTROL_PLANE), to: dist::dir(), fast: false };
+    let counts = if arguments.no_test {
+        build(&what)?.map_or(Counts::SKIPPED, |_| Counts::PASSED)
+    } else {
+        hil::build_programs()?;
+        try_out(&what)?
+    };
     println!("{counts}");
     Ok(if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Builds the packages from what is in `TARGET/dist`, and runs the scenarios about them.
+/// The step of `cargo xtask test`: packages of the agent in `TARGET/dist` and of the control plane as it was built for
+/// the tests, and the scenarios about them.
 ///
 /// # Errors
 /// When a package cannot be built; what the scenarios find is in the counts.
 pub(crate) fn check() -> Result<Counts> {
+    let to = staging().join("tried");
+    fs::create_dir_all(&to)?;
+    try_out(&What { control_plane: tools::target_dir().join("debug").join(CONTROL_PLANE), to, fast: true })
+}
+
+/// What is packed.
+struct What {
+    control_plane: PathBuf,
+    /// The packages' directory.
+    to: PathBuf,
+    /// Whether time counts more than size.
+    fast: bool,
+}
+
+fn try_out(what: &What) -> Result<Counts> {
     let mut counts = Counts::default();
     let mut suite = Suite { files: vec![SCENARIOS.into()], ..Suite::default() };
     suite.environment.insert("TREFOIL_AGENT_STATIC", dist::dir().join(AGENT).into());
-    match build()? {
+    match build(what)? {
         Some(packages) => {
             counts += Counts::PASSED;
-            suite.environment.insert("TREFOIL_PACKAGES", dist::dir().into());
+            suite.environment.insert("TREFOIL_PACKAGES", what.to.clone().into());
             for package in &packages {
                 lint(package)?;
             }
         }
         None => counts += Counts::SKIPPED,
     }
+    counts += units()?;
     counts += suite.run()?;
     Ok(counts)
 }
 
 /// Builds the packages; `None`, and a line that says why, without cargo-deb.
-fn build() -> Result<Option<Vec<PathBuf>>> {
+fn build(what: &What) -> Result<Option<Vec<PathBuf>>> {
     if !ensure_cargo_deb() {
         println!("skipped: Debian packages: cargo-deb cannot be installed (no network?)");
         return Ok(None);
     }
     let released = release_time()?;
     // Of another version, they would be taken for what is made here.
-    for entry in fs::read_dir(dist::dir())? {
+    for entry in fs::read_dir(&what.to)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             fs::remove_file(path)?;
@@ -78,28 +102,19 @@ fn build() -> Result<Option<Vec<PathBuf>>> {
     }
     let mut packages = Vec::new();
     for (arch, target) in AGENT_TARGETS {
-        let name = if arch == std::env::consts::ARCH { AGENT.to_owned() } else { format!("{AGENT}-{arch}") };
+        let name = if arch == ARCH { AGENT.to_owned() } else { format!("{AGENT}-{arch}") };
         let built = dist::dir().join(name);
         if !built.is_file() {
             println!("skipped: agent package for {arch}: {} is not there", built.display());
             continue;
         }
-        // Where cargo-deb looks for it: what is shipped is what `dist` made, to the byte.
-        put(&built, &tools::target_dir().join(target).join("agent").join(AGENT))?;
-        packages.push(deb("agent-minimal", released, &["--profile", "agent", "--target", target, "--no-strip"])?);
+        // What is shipped is what `dist` made, to the byte.
+        put(&built, &staging().join(target).join("agent").join(AGENT))?;
+        packages.push(deb("agent-minimal", what, released, &["--profile", "agent", "--target", target, "--no-strip"])?);
     }
-    let control_plane = dist::dir().join(CONTROL_PLANE);
-    put(&control_plane, &tools::target_dir().join("release").join(CONTROL_PLANE))?;
-    let man = tools::target_dir().join("release/man");
-    // Pages of commands that are gone would be packaged too.
-    if man.exists() {
-        fs::remove_dir_all(&man)?;
-    }
-    let date = spawn::run(Command::new("date").args(["--utc", "+%F", "--date", &format!("@{released}")]))?;
-    spawn::run(Command::new(&control_plane).arg("man").arg(&man).args(["--date", date.trim()]))?;
-    let pages = fs::read_dir(&man)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    spawn::run(Command::new("gzip").args(["--best", "--no-name"]).args(pages))?;
-    packages.push(deb("control-plane", released, &[])?);
+    put(&what.control_plane, &staging().join("release").join(CONTROL_PLANE))?;
+    manual(&what.control_plane, released)?;
+    packages.push(deb("control-plane", what, released, &[])?);
     for package in &packages {
         let bytes = fs::read(package)?;
         println!("{:>12} bytes  {}  {}", bytes.len(), hex::encode(Sha256::digest(&bytes)), package.display());
@@ -107,12 +122,32 @@ fn build() -> Result<Option<Vec<PathBuf>>> {
     Ok(Some(packages))
 }
 
-/// Runs cargo-deb for a crate whose program is built; gives the package's path.
-fn deb(package: &str, released: u64, arguments: &[&str]) -> Result<PathBuf> {
-    let mut command = tools::cargo(&["deb", "--no-build", "--quiet", "--package", package, "--output"]);
-    command.arg(dist::dir().join("")).args(arguments);
+/// Where cargo-deb finds programs and pages: a target directory that no build writes to.
+fn staging() -> PathBuf {
+    tools::target_dir().join("package")
+}
+
+/// Has the control plane write its manual pages.
+fn manual(program: &Path, released: u64) -> Result<()> {
+    let dir = staging().join("release/man");
+    // Pages of commands that are gone would be packaged too.
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
+    let date = spawn::run(Command::new("date").args(["--utc", "+%F", "--date", &format!("@{released}")]))?;
+    spawn::run(Command::new(program).arg("man").arg(&dir).args(["--date", date.trim()]))?;
+    let pages = fs::read_dir(&dir)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    spawn::run(Command::new("gzip").args(["--best", "--no-name"]).args(pages))?;
+    Ok(())
+}
+
+/// Runs cargo-deb for a crate whose program is staged; gives the package's path.
+fn deb(package: &str, what: &What, released: u64, arguments: &[&str]) -> Result<PathBuf> {
+    let mut command = tools::cargo(&["deb", "--no-build", "--quiet", "--package", package]);
+    // A directory is told from a file by its last sign.
+    command.arg("--output").arg(what.to.join("")).args(arguments).args(what.fast.then_some("--fast"));
     // Times of files in the package: the same package from the same files.
-    command.env("SOURCE_DATE_EPOCH", released.to_string());
+    command.env("CARGO_TARGET_DIR", staging()).env("SOURCE_DATE_EPOCH", released.to_string());
     let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo deb")?;
     ensure!(output.status.success(), "{}: {}", spawn::show(&command), output.status);
     let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
@@ -120,6 +155,33 @@ fn deb(package: &str, released: u64, arguments: &[&str]) -> Result<PathBuf> {
     // What a person would look at; fails for what is no package.
     spawn::run(Command::new("dpkg-deb").arg("--info").arg(&path))?;
     Ok(path)
+}
+
+/// Prints how exposed the services are by systemd's own measure (0 to 10), and fails above their bounds.
+fn units() -> Result<Counts> {
+    if apt::find_program("systemd-analyze").is_none() {
+        println!("skipped: exposure of the units: systemd-analyze is not installed");
+        return Ok(Counts::SKIPPED);
+    }
+    let mut counts = Counts::PASSED;
+    for (unit, bound) in EXPOSURE {
+        let path = tools::root().join("image/systemd").join(unit);
+        let mut command = Command::new("systemd-analyze");
+        command.args(["security", "--offline=true", "--no-pager"]).arg(path);
+        let said = spawn::run(&mut command)?;
+        let exposure = exposure(&said).with_context(|| format!("systemd-analyze said: {said}"))?;
+        println!("{unit}: exposure {exposure} (bound {bound})");
+        if exposure > bound {
+            counts = Counts::FAILED;
+        }
+    }
+    Ok(counts)
+}
+
+/// The number in `→ Overall exposure level for x.service: 2.5 OK`.
+fn exposure(said: &str) -> Option<f64> {
+    let line = said.lines().find(|line| line.contains("Overall exposure level"))?;
+    line.rsplit_once(": ")?.1.split_whitespace().next()?.parse().ok()
 }
 
 /// Shows what lintian has to say; its errors fail, except those about what is meant so.
@@ -178,6 +240,8 @@ fn ensure_cargo_deb() -> bool {
 
 const AGENT: &str = "trefoil-agent";
 const CONTROL_PLANE: &str = "trefoil";
+/// How exposed the services may be. The agent's part is that it is root, reaches a device and the network.
+const EXPOSURE: [(&str, f64); 2] = [("trefoil-agent.service", 3.0), ("trefoil.service", 2.0)];
 /// Machines that there is an agent package for, and the targets that `dist` builds for them.
 const AGENT_TARGETS: [(&str, &str); 2] =
     [("x86_64", "x86_64-unknown-linux-musl"), ("aarch64", "aarch64-unknown-linux-musl")];
@@ -195,6 +259,13 @@ const MEANT_SO: [&str; 6] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exposure_is_read_from_the_last_line() {
+        let said = "✗ PrivateNetwork=  …  0.5\n\n→ Overall exposure level for trefoil.service: 1.1 OK 🙂\n";
+        assert_eq!(exposure(said), Some(1.1));
+        assert_eq!(exposure("nothing"), None);
+    }
 
     #[test]
     fn the_change_log_of_the_packages_begins_with_this_version() {

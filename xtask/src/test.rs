@@ -12,6 +12,7 @@ use hil_tests::apt::{self, Tool};
 use hil_tests::postgres::Postgres;
 
 use crate::hil::{self, Suite};
+use crate::package;
 use crate::tools::{self, Counts};
 use crate::{dist, vm};
 
@@ -33,8 +34,9 @@ pub(crate) struct Arguments {
 const ON_POSTGRES: [&str; 7] =
     ["quarantine", "refused_enrol", "refused_release", "restarts", "signed_policies", "try_policy", "works"];
 
-/// Scenario files in which the agent is played by the test: another backend of the real one changes nothing in them.
-const PLAYED_AGENT: [&str; 3] = ["refused_attest", "refused_enrol", "refused_release"];
+/// Scenario files in which the agent is played by the test, or that are about the network: another TPM backend changes
+/// nothing in them.
+const ANY_BACKEND: [&str; 4] = ["networks", "refused_attest", "refused_enrol", "refused_release"];
 
 /// The fuzz targets' own workspace, which `--workspace` does not reach.
 const FUZZ: &str = "fuzz/Cargo.toml";
@@ -102,6 +104,9 @@ fn full(report: &mut Report) {
     }
     report.step("the static agent, built in two places", dist::check_reproducible);
     if built {
+        report.step("packages", package::check);
+    }
+    if built {
         report.step("whole machines under QEMU", || vm::scenarios(None, false));
     }
 }
@@ -137,7 +142,7 @@ fn scenarios(report: &mut Report, esapi: Option<std::path::PathBuf>) {
         });
     }
     if let Some(agent) = esapi {
-        let files = files.into_iter().filter(|file| !PLAYED_AGENT.contains(&file.as_str())).collect();
+        let files = files.into_iter().filter(|file| !ANY_BACKEND.contains(&file.as_str())).collect();
         report.step("scenarios with tss-esapi", || Suite { files, agent: Some(agent), ..Suite::default() }.run());
     }
 }

@@ -44,6 +44,7 @@ struct Quoting {
 }
 
 impl Attestation {
+    #[inline(never)]
     pub(super) fn challenged(
         &mut self,
         link: &mut Link<'_>,
@@ -75,6 +76,7 @@ impl Attestation {
     }
 
     /// Orders a quote when the TPM is free and no other challenge need be waited for.
+    #[inline(never)]
     pub(super) fn poll(&mut self, link: &mut Link<'_>, provision: &Provision) {
         if self.quoting.is_some() || self.waiting.is_empty() {
             return;
@@ -132,6 +134,7 @@ impl Attestation {
         }
     }
 
+    #[inline(never)]
     pub(super) fn quoted(
         &mut self,
         link: &mut Link<'_>,

@@ -57,6 +57,7 @@ impl Enrolment {
         Ok(())
     }
 
+    #[inline(never)]
     pub(super) fn enrol_answered(&mut self, link: &mut Link<'_>, answer: EnrolAnswer) -> Result<(), Error> {
         let Self::AwaitEnrol = self else { return Err(Error::OutOfOrder { state: self.name() }) };
         *self = Self::AwaitActivation(answer.enrolment_id);
@@ -64,6 +65,7 @@ impl Enrolment {
         Ok(())
     }
 
+    #[inline(never)]
     pub(super) fn activated(&mut self, link: &mut Link<'_>, secret: &CredentialSecret) -> Result<(), Error> {
         let Self::AwaitActivation(enrolment_id) = *self else {
             return Err(Error::OutOfOrder { state: self.name() });
@@ -93,6 +95,7 @@ impl Enrolment {
     }
 }
 
+#[inline(never)]
 fn enrol(link: &Link<'_>) -> Result<Enrol, Error> {
     let facts = link.facts;
     let mut ek_chain = heapless::Vec::new();

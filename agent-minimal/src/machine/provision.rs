@@ -164,6 +164,7 @@ impl Provision {
         Ok(())
     }
 
+    #[inline(never)]
     pub(super) fn share(&mut self, link: &mut Link<'_>, token: Token, share: &Share) -> Result<(), Error> {
         let Self::AwaitShares(state) = self else {
             let message = OutMessage::diagnostic(Code::CONFLICT, "no share is wanted now");
@@ -197,6 +198,7 @@ impl Provision {
         }
     }
 
+    #[inline(never)]
     pub(super) fn manifest(&mut self, link: &mut Link<'_>, signed: &SignedManifest) -> Result<(), Error> {
         let Self::AwaitManifest(_) = self else { return Err(self.out_of_order()) };
         if let Self::AwaitManifest(state) = mem::replace(self, Self::Idle) {
@@ -206,6 +208,7 @@ impl Provision {
     }
 
     /// The next part of the payload, as the fetch accepted it.
+    #[inline(never)]
     pub(super) fn part(&mut self, link: &mut Link<'_>, bytes: &[u8], last: bool) -> Result<(), Error> {
         let Self::AwaitPayload(state) = self else { return Err(self.out_of_order()) };
         if let Err(why) = state.take(link, bytes) {
@@ -327,6 +330,7 @@ impl Provision {
 
 impl AwaitShares {
     /// Opens a share and makes it its role's candidate; a share that does not open leaves everything as it was.
+    #[inline(never)]
     fn take(&mut self, link: &Link<'_>, share: &Share) -> Result<(), &'static str> {
         let quote = match share.role {
             Role::Verifier => self.verifier_quote,
@@ -401,6 +405,7 @@ impl AwaitManifest {
         Ok(Provision::AwaitPayload(state))
     }
 
+    #[inline(never)]
     fn check(&self, link: &Link<'_>, signed: &SignedManifest) -> Result<VerifiedManifest, &'static str> {
         let facts = link.facts;
         if manifest_digest(&signed.manifest) != self.u.manifest_digest {
@@ -439,7 +444,7 @@ impl AwaitPayload {
         let outputs = &mut link.outputs;
         self.receiver
             .push(bytes, |plaintext| {
-                outputs.push_back(Output::Payload(PayloadWork::Write(plaintext.to_vec())));
+                outputs.push_back(Output::Payload(PayloadWork::Write(mem::take(plaintext))));
                 Ok::<_, Infallible>(())
             })
             .map_err(|error| match error {

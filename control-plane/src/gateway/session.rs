@@ -42,7 +42,7 @@ const MAX_UNANSWERED: usize = 4;
 const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests in a row that an agent leaves unanswered, saying nothing else, before its connection is of no use. Its machine
 /// still acknowledges them, or the connection would have ended before.
-const MAX_SILENT: u32 = 3;
+const MAX_SILENT: u32 = 2;
 /// How long an agent may say nothing at all: three times what it may be silent for.
 const SILENCE_LIMIT: Duration = Duration::from_millis(3 * limits::MAX_QUIET_MS);
 /// How long a write to an agent that does not read may take.

@@ -37,8 +37,7 @@ const MODULES: [&str; 10] = [
     "algif_skcipher",
 ];
 /// Nothing is measured by IMA here: what runs in the root file system is another scenario's subject.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet root=/dev/mapper/root ro \
-                            ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off";
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet root=/dev/mapper/root ro ip=dhcp";
 
 /// A key as a machine makes it: bytes that no keyboard types, a line's end among them.
 fn key() -> Vec<u8> {

@@ -140,13 +140,17 @@ pub enum ReceiveError<E: core::error::Error + 'static> {
     Sink(#[source] E),
 }
 
+/// The plaintext of a chunk: wiped when it is dropped.
+pub type Plaintext = Zeroizing<Vec<u8>>;
+
 /// Takes a ciphertext in pieces of any length, as a verified manifest describes it, and gives out plaintext chunks.
 ///
 /// Each chunk is authentic under K_b when it is given out; that the *whole* is what the tenant signed, only
 /// [`finish`](Self::finish) says.
 pub struct PayloadReceiver {
     opener: PayloadOpener,
-    chunk: Zeroizing<Vec<u8>>,
+    /// The next chunk as far as it came, then its plaintext.
+    chunk: Plaintext,
     digest: Sha256,
     expected_digest: [u8; 32],
     /// Bytes of ciphertext that have not come yet.
@@ -157,11 +161,9 @@ impl PayloadReceiver {
     /// Starts with the first byte.
     pub fn new(key: &PayloadKey, manifest: &VerifiedManifest) -> Self {
         let Manifest { subject, sealing_id, ciphertext_len, ciphertext_digest, .. } = *manifest.manifest();
-        // Reserved once: growing would leave plaintext behind.
-        let capacity = usize::try_from(ciphertext_len).map_or(SEALED_CHUNK_LEN, |len| len.min(SEALED_CHUNK_LEN));
         Self {
             opener: PayloadOpener::new(key, subject, sealing_id),
-            chunk: Zeroizing::new(Vec::with_capacity(capacity)),
+            chunk: Plaintext::default(),
             digest: Sha256::new(),
             expected_digest: ciphertext_digest,
             awaited: ciphertext_len,
@@ -173,7 +175,8 @@ impl PayloadReceiver {
         self.awaited
     }
 
-    /// Takes the next piece; `plaintext` is called with each chunk that it completes.
+    /// Takes the next piece; `plaintext` is called with each chunk that it completes, and may take it away (with
+    /// [`core::mem::take`]) rather than copy it.
     ///
     /// # Errors
     /// [`PayloadError::TooLong`] if more comes than the manifest says, [`PayloadError::DoesNotOpen`] for a chunk that
@@ -181,7 +184,7 @@ impl PayloadReceiver {
     pub fn push<E: core::error::Error + 'static>(
         &mut self,
         piece: &[u8],
-        mut plaintext: impl FnMut(&[u8]) -> Result<(), E>,
+        mut plaintext: impl FnMut(&mut Plaintext) -> Result<(), E>,
     ) -> Result<(), ReceiveError<E>> {
         let result = self.take(piece, &mut plaintext);
         if result.is_err() {
@@ -206,7 +209,7 @@ impl PayloadReceiver {
     fn take<E: core::error::Error + 'static>(
         &mut self,
         mut piece: &[u8],
-        plaintext: &mut impl FnMut(&[u8]) -> Result<(), E>,
+        plaintext: &mut impl FnMut(&mut Plaintext) -> Result<(), E>,
     ) -> Result<(), ReceiveError<E>> {
         if piece.is_empty() {
             return Ok(());
@@ -216,20 +219,36 @@ impl PayloadReceiver {
         }
         self.awaited = self.awaited.checked_sub(piece.len() as u64).ok_or(PayloadError::TooLong)?;
         self.digest.update(piece);
+        let coming = usize::try_from(self.awaited).unwrap_or(usize::MAX).saturating_add(piece.len());
+        self.make_room(coming);
         // What is left of `piece` is counted as come already: hence the second condition on the last chunk.
         while !piece.is_empty() {
             let room = SEALED_CHUNK_LEN.saturating_sub(self.chunk.len());
             let (head, rest) = piece.split_at_checked(room).unwrap_or((piece, &[]));
+            // Where the chunk before was taken away, there is room for this piece only: the rest is made when more comes,
+            // when whoever took it is done with it. So there is one buffer of a chunk's size at a time.
+            self.make_room(head.len());
             self.chunk.extend_from_slice(head);
             piece = rest;
             let last = self.awaited == 0 && piece.is_empty();
             if last || self.chunk.len() == SEALED_CHUNK_LEN {
                 self.opener.open_chunk(&mut self.chunk, last)?;
-                plaintext(&self.chunk).map_err(ReceiveError::Sink)?;
+                plaintext(&mut self.chunk).map_err(ReceiveError::Sink)?;
                 self.chunk.clear();
             }
         }
         Ok(())
+    }
+
+    /// Makes room for so many bytes more of the chunk, or for its end. What is moved is ciphertext; plaintext lies where
+    /// its ciphertext did, and is wiped there.
+    fn make_room(&mut self, more: usize) {
+        let len = self.chunk.len().saturating_add(more).min(SEALED_CHUNK_LEN);
+        if self.chunk.capacity() < len {
+            let mut larger = Vec::with_capacity(len);
+            larger.extend_from_slice(&self.chunk);
+            self.chunk = Zeroizing::new(larger);
+        }
     }
 }
 
@@ -499,15 +518,41 @@ mod tests {
     }
 
     #[test]
+    fn chunks_that_are_taken_away_are_whole_and_the_next_begins_with_what_was_left() {
+        let len = 3 * CHUNK_LEN + 11;
+        let ciphertext = seal(&plaintext(len)).concat();
+        let manifest = verified(len, &ciphertext);
+        for piece_len in [1000, 1024, SEALED_CHUNK_LEN, SEALED_CHUNK_LEN + 7, 1 << 20] {
+            let mut receiver = PayloadReceiver::new(&key(3), &manifest);
+            let mut taken = Vec::new();
+            for piece in ciphertext.chunks(piece_len) {
+                let before = taken.len();
+                let take = |chunk: &mut Plaintext| {
+                    taken.push(core::mem::take(chunk));
+                    Ok::<(), Infallible>(())
+                };
+                receiver.push(piece, take).unwrap();
+                assert!(taken.len() == before || receiver.chunk.capacity() <= piece_len, "a second buffer");
+            }
+            receiver.finish().unwrap();
+            assert_eq!(
+                taken.iter().map(|chunk| chunk.len()).collect::<Vec<_>>(),
+                [CHUNK_LEN, CHUNK_LEN, CHUNK_LEN, 11]
+            );
+            assert!(taken.iter().flat_map(|chunk| chunk.iter()).eq(&plaintext(len)));
+        }
+    }
+
+    #[test]
     fn a_receiver_that_failed_stays_closed() {
         let ciphertext = seal(&plaintext(9)).concat();
         let mut receiver = PayloadReceiver::new(&key(3), &verified(9, &ciphertext));
-        let full = |_: &[u8]| Err(PayloadError::TooLong);
+        let full = |_: &mut Plaintext| Err(PayloadError::TooLong);
         assert_eq!(receiver.push(&ciphertext, full), Err(ReceiveError::Sink(PayloadError::TooLong)));
         assert_eq!(receiver.finish(), Err(PayloadError::Closed));
 
         let mut receiver = PayloadReceiver::new(&key(4), &verified(9, &ciphertext));
-        let ignore = |_: &[u8]| Ok::<(), Infallible>(());
+        let ignore = |_: &mut Plaintext| Ok::<(), Infallible>(());
         assert_eq!(receiver.push(&ciphertext, ignore), Err(PayloadError::DoesNotOpen.into()));
         assert_eq!(receiver.push(&ciphertext, ignore), Err(PayloadError::Closed.into()));
         assert_eq!(receiver.finish(), Err(PayloadError::Closed));

@@ -36,7 +36,7 @@ pub(crate) fn dial(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(WRITE_LIMIT))?;
-    sys::set_user_timeout(&stream, UNACKNOWLEDGED_LIMIT)?;
+    sys::set_perseverance(&stream, UNACKNOWLEDGED_LIMIT)?;
     Ok(stream)
 }
 

@@ -193,6 +193,7 @@ struct Session<'c, 'p> {
 }
 
 impl Drive {
+    #[inline(never)]
     fn session(&mut self, connection: Connection<'_>) -> Result<End, String> {
         log::debug!("the gateway has proven itself");
         if self.booted.placed.is_some_and(|placed| placed.proof.is_some()) {
@@ -355,6 +356,7 @@ impl Drive {
         Ok(())
     }
 
+    #[inline(never)]
     fn quote(&mut self, order: &QuoteOrder) -> Result<Quoted, String> {
         let words = |why: &dyn std::fmt::Display| why.to_string();
         let mut selection = PcrSelectionList::new();
@@ -393,6 +395,7 @@ impl Drive {
         Ok(protocol_quote)
     }
 
+    #[inline(never)]
     fn read_log(
         &mut self,
         machine: &Machine<'_>,
@@ -434,6 +437,7 @@ impl Drive {
         Ok((slice, bytes))
     }
 
+    #[inline(never)]
     fn payload<'p>(
         &mut self,
         session: &mut Session<'_, 'p>,
