@@ -407,7 +407,7 @@ impl<'f> Machine<'f> {
             Input::Silence => link.exchange.ping()?,
             Input::Nk(nk) => self.provision.nk_made(nk)?,
             Input::Activated(secret) => self.enrolment.activated(link, &secret)?,
-            Input::Quoted(quoted) => self.attestation.quoted(link, &mut self.provision, *quoted)?,
+            Input::Quoted(quoted) => self.attestation.quoted(link, &mut self.provision, quoted)?,
             Input::QuoteFailed(why) => self.attestation.failed(link, why)?,
             Input::Log { token, slice, bytes } => {
                 let message = slice.response(bytes).content_format(format::OCTET_STREAM);
@@ -442,6 +442,7 @@ impl<'f> Machine<'f> {
         }
     }
 
+    #[inline(never)]
     fn handle_received(&mut self, received: Received) -> Result<(), Error> {
         let link = &mut self.link;
         match received {
@@ -598,6 +599,7 @@ enum Answer {
 }
 
 impl Received {
+    #[inline(never)]
     fn next(exchange: &mut Exchange<Asked>, mut fetch: Option<&mut Fetch>, now_ms: u64) -> Result<Option<Self>, Error> {
         loop {
             let Some(event) = exchange.next_event(now_ms)? else { return Ok(None) };
@@ -614,6 +616,7 @@ impl Received {
 }
 
 impl Request {
+    #[inline(never)]
     fn decode(message: &Message<'_>) -> Self {
         if message.options.unknown_critical().is_some() {
             return Self::Refused { code: Code::BAD_OPTION, why: "a critical option is not understood" };
@@ -654,6 +657,7 @@ impl Request {
 }
 
 impl Answer {
+    #[inline(never)]
     fn decode(route: RouteName, message: &Message<'_>, fetch: Option<&mut Fetch>) -> Result<Self, Error> {
         if !message.code.is_success() {
             let text = String::from_utf8_lossy(message.payload.get(..256).unwrap_or(message.payload)).into_owned();

@@ -254,6 +254,7 @@ impl Appraiser {
             to = "store",
             node = %node_id,
             outcome = ?row.outcome,
+            epoch = outcome.verdict.explanation().epoch.map(|epoch| epoch.name()),
             why = outcome.verdict.summary(),
             up = 0,
             down = 0,

@@ -32,6 +32,8 @@ pub enum Tool {
     Strace,
     /// Runs programs of another processor: the agent for aarch64 on x86-64, or the reverse.
     QemuUser,
+    /// `systemd-analyze`: what it makes of our units.
+    Systemd,
     /// A C compiler: the embedded SQLite and ring are built from source.
     CCompiler,
     /// The machine emulator, for guests of this machine's own kind (x86-64).
@@ -50,7 +52,7 @@ pub enum Tool {
 
 impl Tool {
     /// Everything that `cargo xtask test` needs.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::CCompiler,
         Self::Swtpm,
         Self::Tpm2Tools,
@@ -61,6 +63,7 @@ impl Tool {
         Self::Iproute2,
         Self::Nftables,
         Self::Strace,
+        Self::Systemd,
         Self::QemuUser,
         Self::Qemu,
         Self::Ovmf,
@@ -82,6 +85,7 @@ impl Tool {
             Self::Iproute2 => &["iproute2"],
             Self::Nftables => &["nftables"],
             Self::Strace => &["strace"],
+            Self::Systemd => &["systemd"],
             Self::CCompiler => &["build-essential"],
             Self::QemuUser => &["qemu-user-static"],
             Self::Qemu => &["qemu-system-x86"],
@@ -113,6 +117,7 @@ impl Tool {
             Self::Iproute2 => program("ip"),
             Self::Nftables => program("nft"),
             Self::Strace => program("strace"),
+            Self::Systemd => program("systemd-analyze"),
             Self::CCompiler => program("cc"),
             Self::QemuUser => program("qemu-aarch64-static") || program("qemu-aarch64"),
             Self::Qemu => program("qemu-system-x86_64"),

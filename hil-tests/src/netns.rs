@@ -34,7 +34,7 @@ pub fn missing() -> Option<String> {
     }
     let probe = || -> Result<()> {
         let namespace = Namespace::new()?;
-        namespace.run(|| Ok(sys::open_tun(DEVICE).context("a tun device")?)).map(drop)
+        namespace.run(|| sys::open_tun(DEVICE).context("a tun device")).map(drop)
     };
     probe().err().map(|why| format!("skipped: no network namespaces and tun devices can be had here: {why:#}"))
 }

@@ -6,14 +6,15 @@ mod misled;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use fleet::{Fleet, JUDGED_PCR, PHASE_PCR, has_files};
-use hil_tests::rig::{Agent, NodeAdd};
+use hil_tests::rig::{self, Agent, NodeAdd};
 use hil_tests::rogue::server::{Canned, RogueCa};
+use hil_tests::spawn::{Launch, Program};
 use hil_tests::swtpm::{EkKind, Swtpm};
 use misled::{FILES, Scene};
 use protocol::coap::frame::Code;
@@ -255,7 +256,7 @@ fn a_gateway_that_is_not_ours_is_exit_code_3() -> Result<()> {
     fs::create_dir(&dir)?;
     let ca = RogueCa::new("another CA")?.write_pem(&dir)?;
     let config = settings(&fleet, "misdirected", fleet.rig.gateway(), Some(&ca))?;
-    let agent = fleet.rig.agent_with(&node.tpm, "misdirected", &config, &["--once", "--timeout", "2s"])?;
+    let agent = fleet.rig.agent_with(&node.tpm, "misdirected", &config, &["--once", "--timeout", "6s"])?;
     ends(&agent, 3, "the server's certificate was not issued directly by a pinned certificate authority")?;
     ensure!(agent.steps().iter().all(|step| step.step != "hello"), "it said hello to it");
     Ok(())
@@ -338,6 +339,80 @@ fn the_pins_are_in_the_phase_pcr_before_the_first_connection() -> Result<()> {
         drop((first, listener));
         said_by_check(&fleet, &tpm, &config, switch)?;
     }
+    Ok(())
+}
+
+/// Runs the agent where the kernel's command line is this one: under a mount of its own over `/proc/cmdline`. `None` where
+/// that cannot be had.
+fn booted_with(fleet: &Fleet, name: &str, line: &str) -> Result<Option<Program>> {
+    let (path, none) = (fleet.rig.dir().join(format!("{name}.cmdline")), fleet.rig.dir().join("none.conf"));
+    fs::write(&path, line)?;
+    fs::write(&none, "")?;
+    let private = |command: &str| {
+        let mut unshare = Command::new("unshare");
+        let script = format!("mount --bind \"$1\" /proc/cmdline && shift && {command}");
+        unshare.args(["--mount", "--", "sh", "-c", &script, "sh"]).arg(&path);
+        unshare
+    };
+    let seen = private("cat /proc/cmdline").output();
+    if !seen.is_ok_and(|seen| seen.stdout == line.as_bytes()) {
+        println!("skipped: another kernel command line cannot be shown here (unshare and mount take root)");
+        return Ok(None);
+    }
+    let mut command = private("exec \"$@\"");
+    command.arg(rig::agent_binary()?).arg("--config").arg(none).arg("--cryptsetup-keys-dir").arg(fleet.rig.dir());
+    Program::start(Launch::new(name, command)).map(Some)
+}
+
+/// Everything that an agent needs, as kernel arguments.
+fn kernel_line(fleet: &Fleet, tpm: &Swtpm, payload_dir: &Path) -> String {
+    let operator = fleet.rig.operator_dir();
+    format!(
+        "BOOT_IMAGE=/vmlinuz root=/dev/vda1 ro quiet trefoil.server={} trefoil.server={} trefoil.ca={} \
+         trefoil.tenant-key=\"{}\" trefoil.tcti={} trefoil.payload-dir={} trefoil.once trefoil.timeout=20s \
+         trefoil.phase-pcr=13 trefoil.log=debug",
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), // nobody: the next is tried
+        fleet.rig.gateway(),
+        operator.join("server-ca.pem").display(),
+        operator.join("tenant-key.pem").display(),
+        tpm.tcti(),
+        payload_dir.display(),
+    )
+}
+
+#[test]
+fn every_setting_can_come_from_the_kernels_command_line_but_changed_pins_lead_to_no_payload() -> Result<()> {
+    need_tpm!();
+    let fleet = Fleet::shared()?;
+    let node = fleet.expected("kernel", EkKind::P256)?;
+    let payload_dir = fleet.rig.memory()?.join("kernel/payload");
+    fs::create_dir_all(payload_dir.parent().context("no parent")?)?;
+    // Somebody at the boot menu allows what the operator did not.
+    let line = kernel_line(&fleet, &node.tpm, &payload_dir);
+    let Some(agent) = booted_with(&fleet, "kernel", &format!("{line} trefoil.autorun\n"))? else { return Ok(()) };
+    let status = agent.wait_exit(SOON)?;
+    ensure!(status.code() == Some(4), "{status}\n{}", agent.tail(30));
+    ensure!(!payload_dir.exists() && fleet.releases("kernel")?.is_empty(), "a share left");
+    let verdict = fleet.rig.node("kernel")?["last_verdict"].to_string();
+    ensure!(verdict.contains("phase_pcr_mismatch"), "refused for another reason: {verdict}");
+    ensure!(node.tpm.pcr(PHASE_PCR)? == phase(&fleet, true, false)?, "the phase PCR does not show the changed pins");
+
+    // The next boot, without.
+    node.tpm.reset()?;
+    node.tpm.play_firmware()?;
+    fleet.rig.trefoil(&["node", "resume", "kernel"])?;
+    let Some(agent) = booted_with(&fleet, "kernel", &format!("{line}\n"))? else { return Ok(()) };
+    let status = agent.wait_exit(SOON)?;
+    ensure!(status.code() == Some(0), "{status}\n{}", agent.tail(30));
+    ensure!(fs::read(payload_dir.join("app.toml"))? == b"answer = 42\n", "another payload");
+    fleet.rig.wait_phase("kernel", "delivered", SOON)?;
+
+    // A join token is not taken from there: nothing begins.
+    let Some(agent) = booted_with(&fleet, "kernel", &format!("{line} trefoil.join=trefoil-join-x\n"))? else {
+        return Ok(());
+    };
+    let status = agent.wait_exit(SOON)?;
+    ensure!(status.code() == Some(2) && agent.tail(5).contains("every process can read it"), "{}", agent.tail(5));
     Ok(())
 }
 

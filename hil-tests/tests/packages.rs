@@ -394,7 +394,9 @@ fn the_agents_unit_allows_every_system_call_of_a_whole_life() -> Result<()> {
     rig.wait_phase("traced", "delivered", SOON).map_err(|error| anyhow!("{error:#}\n{}", agent.tail(20)))?;
     rig.wait_trust("traced", "good", SOON)?;
     rig.wait_event("traced", "autorun", SOON)?;
-    agent.stop(SOON)?;
+    // strace passes no signal on; its child is the agent.
+    sys::signal(agent.worker_pid().context("the agent has ended")?, sys::SIGTERM)?;
+    agent.wait_exit(SOON)?;
 
     let text = fs::read_to_string(&trace)?;
     // `PID name(…`; what is no call begins otherwise (`+++`, `---`, `<...`).

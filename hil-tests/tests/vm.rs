@@ -6,6 +6,10 @@ mod boots;
 mod debian;
 #[path = "vm/disk.rs"]
 mod disk;
+#[path = "vm/distro.rs"]
+mod distro;
+#[path = "vm/real_tpm.rs"]
+mod real_tpm;
 #[path = "vm/resume.rs"]
 mod resume;
 #[path = "vm/running.rs"]

@@ -239,6 +239,9 @@ fn check_static(path: &Path, target: &Target) -> Result<()> {
     if target.arch == "x86_64" && !elf.is_position_independent() {
         bail!("{} is not position-independent: it would lie at the same addresses in each boot", path.display());
     }
+    if !elf.is_laid_out_for(target.page_len()) {
+        bail!("{}: a page of memory would hold parts with different rights", path.display());
+    }
     let emulator = if target.is_native() {
         None
     } else {

@@ -139,7 +139,7 @@ impl Attestation {
         &mut self,
         link: &mut Link<'_>,
         provision: &mut Provision,
-        quoted: Quoted,
+        mut quoted: Box<Quoted>,
     ) -> Result<(), Error> {
         let Some(Quoting { challenges, qualifying_data, nk_public }) = self.quoting.take() else {
             return Err(Error::OutOfOrder { state: "Attestation" });
@@ -148,7 +148,7 @@ impl Attestation {
         let credential_answer =
             quoted.credential_secret.as_ref().map(|secret| Array(bind::credential_answer(secret, &qualifying_data)));
         let nonces: Nonces = challenges.iter().map(|(_, challenge)| (challenge.role, challenge.nonce.0)).collect();
-        let mut ima = quoted.ima.into_iter();
+        let mut ima = quoted.ima.iter_mut();
         for (token, challenge) in challenges {
             let (pcrs_from_base, pcrs) = self.differences(&challenge, &quoted.pcrs);
             let evidence = Evidence {
@@ -159,7 +159,7 @@ impl Attestation {
                 pcrs_from_base,
                 pcrs,
                 boot_log: quoted.boot_log.filter(|state| challenge.boot_log != Some(state.digest)),
-                ima: ima.next().flatten(),
+                ima: ima.next().and_then(Option::take),
                 credential_answer: if challenge.credential.is_some() { credential_answer } else { None },
             };
             if challenge.purpose == Purpose::Bootstrap {

@@ -21,8 +21,8 @@ const RELEASE: &str = "bookworm";
 /// Where its packages come from.
 const MIRROR: &str = "deb.debian.org:80";
 /// What is in it. `dracut-core` stands beside initramfs-tools, `dracut` would replace it.
-const PACKAGES: &str = "initramfs-tools,cryptsetup-initramfs,busybox,kmod,udev,e2fsprogs,zstd,systemd,dbus,\
-                        dracut-core,dracut-network,isc-dhcp-client";
+const PACKAGES: &str = "initramfs-tools,cryptsetup-initramfs,busybox,kmod,udev,e2fsprogs,zstd,systemd-sysv,dbus,\
+                        procps,dracut-core,dracut-network,isc-dhcp-client";
 /// What is shipped for images, where the package puts it, and with which mode.
 const SHIPPED: [(&str, &str, u32); 8] = [
     ("early-boot.sh", "usr/lib/trefoil/early-boot.sh", 0o644),
@@ -146,6 +146,21 @@ impl Debian {
         self.file("etc/initramfs-tools/modules", 0o644, modules.join("\n").as_bytes())?;
         self.run(&format!("mkinitramfs -o /tmp/initrd {}", self.kernel.version))?;
         fs::copy(self.root().join("tmp/initrd"), to).context("the image")?;
+        Ok(())
+    }
+
+    /// Has dracut make an image with systemd in it, of drivers only these besides the network's, and copies it to `to`.
+    ///
+    /// # Errors
+    /// As [`Debian::run`].
+    pub(crate) fn dracut(&self, modules: &[&str], to: &Path) -> Result<()> {
+        self.run(&format!(
+            "dracut --quiet --force --no-hostonly --no-hostonly-cmdline --no-early-microcode --compress 'zstd -3 -q' \
+             --omit 'nvdimm lunmask ifcfg overlay-root resume' --drivers '{}' --kver {} /tmp/dracut",
+            modules.join(" "),
+            self.kernel.version
+        ))?;
+        fs::copy(self.root().join("tmp/dracut"), to).context("the image")?;
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use crate::debian::{self, Debian};
 use crate::site::{Node, ROLES, SOON, Site};
 
 /// The LUKS header's.
-const UUID: &str = "7e31a6a2-6fb7-4a41-8f0c-0c4f6f1f5b11";
+pub(crate) const UUID: &str = "7e31a6a2-6fb7-4a41-8f0c-0c4f6f1f5b11";
 /// What a person knows.
 const PASSPHRASE: &str = "correct horse";
 /// What is asked where there is no key.
@@ -24,7 +24,7 @@ const PROMPT: &str = "Disk root: no key was delivered. Passphrase: ";
 /// What the root file system's first program says.
 const ROOT_IS_UP: &str = "ROOT IS UP";
 /// What an image for these machines needs.
-const MODULES: [&str; 10] = [
+pub(crate) const MODULES: [&str; 10] = [
     "virtio_pci",
     "virtio_net",
     "virtio_blk",
@@ -76,16 +76,20 @@ while true; do sleep 60; done
 "#;
 
 /// The machine with its disk and its image.
-struct Encrypted {
-    node: Node,
-    initrd: PathBuf,
+pub(crate) struct Encrypted {
+    pub(crate) node: Node,
+    /// Debian with everything installed, for other images of this machine.
+    pub(crate) debian: Debian,
+    /// What initramfs-tools made.
+    pub(crate) initrd: PathBuf,
     disk: PathBuf,
 }
 
 impl Encrypted {
-    fn new(site: &Arc<Site>) -> Result<Self> {
-        let node = site.machine("edge-disk")?;
-        let payload = site.rig.payload("disk", &[("cryptsetup/root.key", key().as_slice())])?;
+    /// Makes it, under this name.
+    pub(crate) fn new(site: &Arc<Site>, name: &str) -> Result<Self> {
+        let node = site.machine(name)?;
+        let payload = site.rig.payload(name, &[("cryptsetup/root.key", key().as_slice())])?;
         let payload = payload.to_str().context("a path that is not text")?;
         site.rig.trefoil(&["payload", "seal", &node.name, "--payload", payload])?;
         let settings = settings(&node)?;
@@ -100,12 +104,17 @@ impl Encrypted {
         let root = root_image(&debian, &settings)?;
         fs::File::create(&disk)?.set_len(96 << 20)?;
         format(&node.machine, &site.kernel.image, &initrd, &disk, &root)?;
-        Ok(Self { node, initrd, disk })
+        Ok(Self { node, debian, initrd, disk })
     }
 
     /// A boot with `more` on the kernel's command line.
     fn boot(&self, more: &str) -> Result<Vm> {
-        let mut boot = Boot::new(&self.node.site.kernel.image, &self.initrd);
+        self.boot_with(&self.initrd, more)
+    }
+
+    /// As [`Encrypted::boot`], with another image.
+    pub(crate) fn boot_with(&self, initrd: &Path, more: &str) -> Result<Vm> {
+        let mut boot = Boot::new(&self.node.site.kernel.image, initrd);
         boot.command_line = format!("{COMMAND_LINE}{more}");
         boot.disks = vec![self.disk.clone()];
         self.node.machine.power_on(&boot)
@@ -132,6 +141,7 @@ fn root_image(debian: &Debian, settings: &Path) -> Result<PathBuf> {
         let name = entry.file_name().into_string().ok().context("a name that is not text")?;
         debian.file(&format!("srv/root/etc/trefoil/{name}"), 0o600, &fs::read(entry.path())?)?;
     }
+    debian.file("srv/root/etc/os-release", 0o644, b"ID=trefoil-vm\n")?; // systemd switches to nothing else
     debian.run(
         "cd /srv/root; mkdir proc sys dev run tmp; for name in sh ls readlink sleep; do ln -s busybox bin/$name; done; \
          mke2fs -q -t ext4 -d /srv/root /srv/root.ext4 32M",
@@ -164,14 +174,13 @@ fn releases(node: &Node) -> Result<usize> {
     Ok(answer["releases"].as_array().context("no releases")?.len())
 }
 
-/// The boot went the way it is meant to: no one was asked, the root is up, and the agent in it attests the same node.
-fn opened_by_itself(node: &Node, vm: &Vm) -> Result<()> {
+/// The boot went the way it is meant to: the key came, the root is up, and the agent in it attests the same node.
+pub(crate) fn opened_by_itself(node: &Node, vm: &Vm) -> Result<()> {
     let rig = &node.site.rig;
     vm.wait_for("trefoil: delivered", BOOT_TIME)?;
     vm.wait_for(ROOT_IS_UP, SOON)?;
     vm.wait_for("payload: root.key.", SOON)?;
     vm.wait_for("linked: /run/trefoil/payload/cryptsetup/root.key.", SOON)?;
-    ensure!(!vm.console_text().contains("Passphrase"), "a passphrase was asked for");
     let (name, released) = (node.name.as_str(), releases(node)?);
     let before = rig.node(name)?["last_verdict"].clone();
     let after = rig.wait_node(name, "good verdicts from the root file system", SOON, |now| {
@@ -201,13 +210,14 @@ fn a_good_boot_opens_the_encrypted_root_and_in_any_other_a_person_is_asked() -> 
         return Ok(());
     }
     let site = Site::shared()?;
-    let machine = Encrypted::new(&site)?;
+    let machine = Encrypted::new(&site, "edge-disk")?;
     let (node, rig) = (&machine.node, &site.rig);
 
     // The first boot waits until there is a policy.
     let vm = machine.boot("")?;
     node.learn()?;
     opened_by_itself(node, &vm).context("the first boot")?;
+    ensure!(!vm.console_text().contains("Passphrase"), "a passphrase was asked for");
     drop(vm);
 
     // Another command line: refused, and the event is named.

@@ -32,11 +32,7 @@ fn a_machine_that_slept_keeps_its_pcrs_and_its_good_name() -> Result<()> {
         state["trust"] == "good" && state["last_verdict"]["at_ms"].as_i64().is_some_and(|at_ms| at_ms > now_ms)
     })?;
     ensure!(state["last_verdict"]["explanation"]["phase"] == "delivered", "{state:#}");
-    let verdict = node.verdict("verifier", slept_ms, |verdict| {
-        verdict["outcome"] == "good" && verdict["explanation"]["epoch"] == "new_boot"
-    })?;
-    let checked = verdict["explanation"]["checked"].to_string();
-    ensure!(checked.contains("suspended and resumed"), "it checked {checked}");
+    node.judged_anew("verifier", slept_ms)?;
     ensure!(state["phase"] == "delivered" && node.releases()? == releases, "it was delivered to again: {state:#}");
     vm.power_off()
 }
@@ -56,12 +52,7 @@ fn a_tpm_restart_is_judged_from_the_beginning_and_releases_nothing_a_second_time
     vm.wait_ready()?;
     restarted(&node, &vm, before)?;
     for role in ROLES {
-        let verdict = node.verdict(role, begun_ms, |verdict| {
-            let explanation = &verdict["explanation"];
-            verdict["outcome"] == "good" && explanation["epoch"] == "new_boot" && explanation["phase"] == "pins"
-        })?;
-        let checked = verdict["explanation"]["checked"].to_string();
-        ensure!(checked.contains("boot log: every event of PCR 0, 2, 4, 7, 9"), "the {role} checked {checked}");
+        node.judged_anew(role, begun_ms)?;
     }
     println!("{}", node.event("already_delivered")?);
     node.gets_nothing(&vm)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hil_tests::events::{self, Event};
 use hil_tests::rig::{NodeAdd, Options, Rig};
+use hil_tests::spawn::Step;
 use hil_tests::swtpm::{EkKind, Swtpm, SwtpmCa};
 use hil_tests::vm::{self, Appliance, Boot, Kernel, Machine, Vm};
 use serde_json::Value;
@@ -153,6 +154,20 @@ impl Node {
             found.is_some()
         })?;
         found.context("no verdict")
+    }
+
+    /// Waits until this role has judged another boot than the one before, from its beginning and as good, after
+    /// `after_ms`. The control plane keeps only the newest of several positive verdicts, so its log is asked.
+    pub(crate) fn judged_anew(&self, role: &str, after_ms: i64) -> Result<()> {
+        let id = self.site.rig.node(&self.name)?["node_id"].as_str().context("no node id")?.to_owned();
+        let wanted = |step: &Step| {
+            let of_node = step.step == "verdict" && step.text("node") == id && step.text("from") == role;
+            of_node
+                && step.text("epoch") == "new_boot"
+                && step.text("outcome") == "Good"
+                && step.at_ms > after_ms as f64
+        };
+        self.site.rig.server()?.wait_for_step(0, SOON, wanted).map(drop)
     }
 
     /// Waits for an event of this kind in the node's own history, and gives it.

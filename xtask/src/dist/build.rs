@@ -11,6 +11,8 @@ use crate::tools;
 
 /// The program.
 pub(crate) const NAME: &str = "trefoil-agent";
+/// Leaves out what a program that never unwinds has no use for.
+const LINK_SCRIPT: &str = "agent-minimal/static.x";
 /// What it is built for.
 pub(crate) const ARCHES: [&str; 2] = ["x86_64", "aarch64"];
 
@@ -39,6 +41,11 @@ impl Target {
         let gnu = format!("{arch}-unknown-linux-gnu");
         println!("the Rust target {musl} cannot be added; building for {gnu} with a static C library, which is larger");
         Some(Self { arch, triple: gnu, is_musl: false })
+    }
+
+    /// The largest page of memory that its kernels use, bytes.
+    pub(crate) fn page_len(&self) -> u64 {
+        if self.arch == "aarch64" { 65_536 } else { 4096 }
     }
 
     /// Whether its programs run on this machine.
@@ -102,6 +109,9 @@ impl Tree {
         if target.is_musl {
             // The toolchain's own linker, for every target: no C compiler is needed, and no version of one matters.
             flags.push("-Clinker=rust-lld".into());
+            // Relative to the root, where the linker runs: flags take part in the names of symbols.
+            flags.push(format!("-Clink-arg=-T{LINK_SCRIPT}"));
+            flags.push("-Clink-arg=--no-eh-frame-hdr".into());
         } else {
             flags.push("-Ctarget-feature=+crt-static".into());
             // Without a file system there is no /dev/urandom to fall back to, so the system call is the only source.
@@ -143,7 +153,8 @@ mod tests {
         let at = |start: &str| flags.iter().position(|flag| flag.starts_with(start)).unwrap();
         assert!(at("--remap-path-prefix=/a=/trefoil") < at("--remap-path-prefix=/a/target=/target"));
         assert!(flags.iter().any(|flag| flag.ends_with("=/cargo")));
-        assert_eq!(flags.last().unwrap(), "-Clinker=rust-lld");
+        assert!(flags.contains(&"-Clinker=rust-lld".to_owned()));
+        assert!(tools::root().join(LINK_SCRIPT).is_file());
         let glibc = Target { arch: ARCH, triple: "x86_64-unknown-linux-gnu".into(), is_musl: false };
         assert!(tree.flags(&glibc).unwrap().contains(&"-Ctarget-feature=+crt-static".to_owned()));
     }

@@ -7,12 +7,22 @@ use anyhow::{Context, Result, bail};
 #[derive(Clone, Debug)]
 pub(crate) struct Elf {
     kind: u16,
-    segment_kinds: Vec<u32>,
+    segments: Vec<Segment>,
     /// In the file's order.
     pub(crate) sections: Vec<Section>,
     /// Those of the symbol table that have a section and a size; none where the program is stripped.
     pub(crate) symbols: Vec<Symbol>,
     has_needed: bool,
+}
+
+/// A part of the file that has a meaning for the loader.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    kind: u32,
+    flags: u32,
+    offset: u64,
+    address: u64,
+    len: u64,
 }
 
 /// A section.
@@ -77,7 +87,7 @@ impl Elf {
         let fields = Fields { file, wide };
         let mut elf = Self {
             kind: fields.u16(16)?,
-            segment_kinds: Vec::new(),
+            segments: Vec::new(),
             sections: Vec::new(),
             symbols: Vec::new(),
             has_needed: false,
@@ -87,7 +97,7 @@ impl Elf {
         let segments = fields.word(segments)?;
         let segment_len = u64::from(fields.u16(counts)?);
         for index in 0..u64::from(fields.u16(counts + 2)?) {
-            elf.segment_kinds.push(fields.u32(at(segments, index, segment_len)?)?);
+            elf.segments.push(fields.segment(at(segments, index, segment_len)?)?);
         }
         let sections = fields.word(sections)?;
         let section_len = u64::from(fields.u16(counts + 4)?);
@@ -114,12 +124,27 @@ impl Elf {
 
     /// Whether it runs without a loader and without a library: no PT_INTERP, no DT_NEEDED.
     pub(crate) fn is_static(&self) -> bool {
-        !self.segment_kinds.contains(&PT_INTERP) && !self.has_needed
+        !self.segments.iter().any(|segment| segment.kind == PT_INTERP) && !self.has_needed
     }
 
     /// Whether it can be loaded at any address, so that the kernel chooses a new one each time.
     pub(crate) const fn is_position_independent(&self) -> bool {
         self.kind == ET_DYN
+    }
+
+    /// Whether what is loaded lies in memory as it does in the file, to the page, and no page holds parts with different
+    /// rights. `page_len` is the largest that kernels for this processor use.
+    pub(crate) fn is_laid_out_for(&self, page_len: u64) -> bool {
+        let loaded: Vec<&Segment> = self.segments.iter().filter(|segment| segment.kind == PT_LOAD).collect();
+        let page = |address: u64| address / page_len;
+        let fits = |segment: &&Segment| segment.address % page_len == segment.offset % page_len;
+        let apart = |pair: &[&Segment]| match pair {
+            [one, other] => {
+                one.flags == other.flags || page(one.address.saturating_add(one.len).max(1) - 1) < page(other.address)
+            }
+            _ => true,
+        };
+        !loaded.is_empty() && loaded.iter().all(fits) && loaded.windows(2).all(apart)
     }
 
     fn read_symbols(&mut self, fields: &Fields<'_>, table: &Section) -> Result<()> {
@@ -176,6 +201,17 @@ impl Fields<'_> {
         if self.wide { self.u64(offset) } else { self.u32(offset).map(u64::from) }
     }
 
+    fn segment(&self, header: u64) -> Result<Segment> {
+        let kind = self.u32(header)?;
+        Ok(if self.wide {
+            let (flags, offset) = (self.u32(header + 4)?, self.u64(header + 8)?);
+            Segment { kind, flags, offset, address: self.u64(header + 16)?, len: self.u64(header + 40)? }
+        } else {
+            let (flags, offset) = (self.u32(header + 24)?, self.word(header + 4)?);
+            Segment { kind, flags, offset, address: self.word(header + 8)?, len: self.word(header + 20)? }
+        })
+    }
+
     fn section(&self, header: u64) -> Result<Section> {
         let word_len = if self.wide { 8 } else { 4 };
         let word = |index: u64| self.word(header + 8 + index * word_len);
@@ -211,6 +247,7 @@ fn text(names: &[u8], place: u32) -> Result<String> {
 }
 
 const ET_DYN: u16 = 3;
+const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
 const SHT_SYMTAB: u32 = 2;
 const SHT_DYNAMIC: u32 = 6;
@@ -232,7 +269,7 @@ mod tests {
     fn a_dynamic_program_is_seen_to_be_one() {
         let elf = Elf::parse(&this()).unwrap();
         assert!(!elf.is_static() && elf.is_position_independent());
-        assert!(elf.segment_kinds.contains(&PT_INTERP) && elf.has_needed);
+        assert!(elf.segments.iter().any(|segment| segment.kind == PT_INTERP) && elf.has_needed);
     }
 
     #[test]
@@ -244,6 +281,21 @@ mod tests {
         assert!(elf.sections.iter().any(|section| section.name == ".bss" && !section.is_in_file()));
         let main = elf.symbols.iter().find(|symbol| symbol.name == "main").unwrap();
         assert!(main.section == text && main.len < section.len);
+    }
+
+    #[test]
+    fn parts_with_different_rights_share_no_page() {
+        let mut elf = Elf::parse(&this()).unwrap();
+        assert!(elf.is_laid_out_for(4096));
+        let last = elf.segments.iter().rposition(|segment| segment.kind == PT_LOAD).unwrap();
+        elf.segments[last].offset += 8;
+        assert!(!elf.is_laid_out_for(4096), "moved in the file only");
+        elf.segments[last].offset -= 8;
+        let first = *elf.segments.iter().find(|segment| segment.kind == PT_LOAD).unwrap();
+        elf.segments[last] = Segment { flags: first.flags + 1, ..first };
+        assert!(!elf.is_laid_out_for(4096), "on another's page");
+        elf.segments.clear();
+        assert!(!elf.is_laid_out_for(4096));
     }
 
     #[test]

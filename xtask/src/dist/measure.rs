@@ -5,11 +5,11 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use hil_tests::apt;
 use hil_tests::rig::{NodeAdd, Options, Rig, Store};
 use hil_tests::scratch::Scratch;
@@ -84,8 +84,9 @@ pub(crate) fn run(agent: &Path, control_plane: &Path) -> Result<Measured> {
     let files: Vec<(&str, &[u8])> = names.iter().map(String::as_str).zip(contents.iter().map(Vec::as_slice)).collect();
     let running = bench.start(&files)?;
     let worker = running.worker()?;
-    let anonymous_kb = most_anonymous_kb(worker, || bench.rig.wait_phase(NODE, "delivered", TIMEOUT).map(drop))?;
-    let peak_kb = spawn::peak_kb(worker)?;
+    let most = most_memory(worker, || bench.rig.wait_phase(NODE, "delivered", TIMEOUT).map(drop))?;
+    // The kernel's own peak may miss some pages, and what was seen may miss a moment.
+    let peak_kb = spawn::peak_kb(worker)?.max(most.resident);
     bench.is_in_place(&files)?;
     bench.rig.wait_trust(NODE, "good", TIMEOUT)?;
 
@@ -104,7 +105,12 @@ pub(crate) fn run(agent: &Path, control_plane: &Path) -> Result<Measured> {
     ensure!(!spent.is_zero(), "this kernel does not count the CPU time of threads (no schedstat)");
     ensure!(running.worker()? == worker, "the worker was started again meanwhile\n{}", running.program.tail(20));
     bench.rig.wait_trust(NODE, "good", TIMEOUT)?;
-    Ok(Measured { peak_kb, anonymous_kb, cpu_ms: spent.as_secs_f64() * 1e3 / made as f64, rounds: made })
+    Ok(Measured {
+        peak_kb,
+        anonymous_kb: most.anonymous,
+        cpu_ms: spent.as_secs_f64() * 1e3 / made as f64,
+        rounds: made,
+    })
 }
 
 /// Gets a node its payload, and attests it, with an agent for another processor, under qemu-user.
@@ -217,30 +223,48 @@ impl Running {
     }
 }
 
-/// The most anonymous memory that a process was seen with while `work` was done, kB.
-fn most_anonymous_kb(pid: u32, work: impl FnOnce() -> Result<()>) -> Result<u64> {
-    let (done, most) = (AtomicBool::new(false), AtomicU64::new(0));
-    thread::scope(|scope| {
-        scope.spawn(|| {
+/// Memory of a process, kB.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Memory {
+    resident: u64,
+    anonymous: u64,
+}
+
+/// The most memory that a process was seen with while `work` was done, each figure by itself.
+fn most_memory(pid: u32, work: impl FnOnce() -> Result<()>) -> Result<Memory> {
+    let done = AtomicBool::new(false);
+    let most = thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            let mut most = Memory::default();
             while !done.load(Ordering::Relaxed) {
-                if let Some(kb) = anonymous_kb(pid) {
-                    most.fetch_max(kb, Ordering::Relaxed);
+                if let Some(Memory { resident, anonymous }) = memory(pid) {
+                    most.resident = most.resident.max(resident);
+                    most.anonymous = most.anonymous.max(anonymous);
                 }
                 thread::sleep(Duration::from_micros(500));
             }
+            most
         });
         let result = work();
         done.store(true, Ordering::Relaxed);
-        result
+        let most = watching.join().map_err(|_| anyhow!("watching process {pid} failed"))?;
+        result.map(|()| most)
     })?;
-    let most = most.into_inner();
-    ensure!(most > 0, "no anonymous memory was seen of process {pid}");
+    ensure!(most.anonymous > 0, "no anonymous memory was seen of process {pid}");
     Ok(most)
 }
 
-fn anonymous_kb(pid: u32) -> Option<u64> {
+/// By its pages where this user may see them; otherwise by the kernel's counters, which lag behind by some pages.
+fn memory(pid: u32) -> Option<Memory> {
+    if let Ok(pages) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+        return Some(Memory { resident: kb(&pages, "Rss:")?, anonymous: kb(&pages, "Anonymous:")? });
+    }
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let value = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(Memory { resident: kb(&status, "VmRSS:")?, anonymous: kb(&status, "RssAnon:")? })
+}
+
+fn kb(text: &str, field: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(field))?;
     value.trim().trim_end_matches("kB").trim().parse().ok()
 }
 
@@ -276,14 +300,15 @@ mod tests {
     #[test]
     fn memory_that_is_used_meanwhile_is_seen() {
         let pid = std::process::id();
-        let before = anonymous_kb(pid).unwrap();
-        let most = most_anonymous_kb(pid, || {
+        let before = memory(pid).unwrap();
+        let most = most_memory(pid, || {
             let block = vec![1u8; 64 << 20];
             thread::sleep(Duration::from_millis(200));
             drop(std::hint::black_box(block));
             Ok(())
         });
-        assert!(most.unwrap() >= before + (60 << 10));
-        assert!(most_anonymous_kb(u32::MAX, || Ok(())).is_err());
+        let most = most.unwrap();
+        assert!(most.anonymous >= before.anonymous + (60 << 10) && most.resident > most.anonymous);
+        assert!(most_memory(u32::MAX, || Ok(())).is_err());
     }
 }

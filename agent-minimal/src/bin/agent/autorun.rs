@@ -74,7 +74,7 @@ impl Outcome {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Self::None => vec![b'n'],
-            Self::Ended { code, tail } => [&[b'e'], &code.to_be_bytes()[..], tail].concat(),
+            Self::Ended { code, tail } => [&b"e"[..], &code.to_be_bytes(), tail].concat(),
         }
     }
 

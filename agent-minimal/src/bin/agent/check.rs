@@ -125,7 +125,8 @@ fn clock(report: &mut Report) {
 
 /// The keys; `None` if they cannot be used.
 fn tenant_keys(report: &mut Report, settings: &Settings) -> Option<Vec<TenantPublicKey>> {
-    if settings.wants == Wants::Attest {
+    if settings.wants == Wants::Attest && settings.tenant_keys.is_empty() {
+        report.ok("tenant-key", "no key is pinned: no payload is taken");
         return Some(Vec::new());
     }
     let advice = "set tenant-key to the PEM file that the operator's `trefoil agent-config` names";
@@ -200,6 +201,8 @@ fn phase_pcr(report: &mut Report, tpm: &mut dyn Tpm, settings: &Settings, keys: 
     let delivered = pinned.as_ref().and_then(|pinned| after(pinned, DELIVERED_EVENT));
     if value == zero {
         report.ok(name, "untouched in this boot");
+    } else if keys.is_some_and(<[_]>::is_empty) {
+        report.ok(name, "extended in this boot; by whom cannot be said without tenant-key");
     } else if Some(value) == pinned {
         report.ok(name, "holds this configuration's pins, no payload yet");
     } else if Some(value) == delivered {
@@ -241,6 +244,9 @@ fn servers(report: &mut Report, settings: &Settings, kernel: &Kernel) {
     report.ok("ca", ca.display().to_string());
     if settings.servers.is_empty() {
         report.missing("server", "none is set", "set server to the gateway's HOST:PORT");
+    }
+    if let Err(why) = harden::confine(settings) {
+        return report.missing("confinement", why, "run it as root, or as a plain user");
     }
     for server in &settings.servers {
         let name = format!("server {server}");

@@ -57,11 +57,29 @@ impl Confined {
     }
 }
 
-/// Gives up everything that the worker does not need from here on.
+/// Gives up everything that the worker does not need from here on, and says so.
 ///
 /// # Errors
-/// The system's, if privileges cannot be dropped. A kernel without Landlock or without filters is no error.
+/// As [`confine`].
 pub(crate) fn confine_worker(settings: &Settings) -> io::Result<Confined> {
+    // What could not be made any more later. What keeps it from being made is said where it is missed.
+    if settings.wants == Wants::Payload && settings.payload_home().room().is_ok() {
+        for directory in [above(&settings.payload_dir), &settings.keys_dir] {
+            _ = fs::DirBuilder::new().mode(0o700).recursive(true).create(directory);
+        }
+    }
+    let (confined, words) = confine(settings)?;
+    log::info!("{words}");
+    Ok(confined)
+}
+
+/// Drops privileges, and limits this process to the files, ports and system calls that a worker needs. Nothing is made and
+/// nothing is said.
+///
+/// # Errors
+/// The system's, if privileges cannot be dropped. A kernel without Landlock or without filters is no error, but in the
+/// words that come back.
+pub(crate) fn confine(settings: &Settings) -> io::Result<(Confined, String)> {
     let rules = if HAS_PROFILE { worker_rules(settings).map(Some) } else { Ok(None) };
     sys::drop_capabilities(keep_the_tpm(settings))?;
     sys::no_new_privileges()?;
@@ -72,12 +90,12 @@ pub(crate) fn confine_worker(settings: &Settings) -> io::Result<Confined> {
         None => done.to_owned(),
         Some(why) => format!("not confined by this kernel ({why})"),
     };
-    log::info!(
+    let words = format!(
         "privileges are dropped; files and ports are {}, system calls {}",
         said(confined.as_ref().err(), "those of the settings"),
         said(filtered.as_ref().err(), "those of a list"),
     );
-    Ok(Confined(confined.unwrap_or_default()))
+    Ok((Confined(confined.unwrap_or_default()), words))
 }
 
 /// What of this the kernel offers, for `--check`.
@@ -159,19 +177,14 @@ fn worker_rules(settings: &Settings) -> io::Result<Rules> {
             rules.path(Path::new(path), rules::READ_EXECUTE)?;
         }
     }
-    let above = settings.payload_dir.parent().unwrap_or(Path::new("/"));
-    if settings.wants == Wants::Payload && settings.payload_home().room().is_ok() {
-        make_directory(above);
-        make_directory(&settings.keys_dir);
-    }
-    rules.path(above, KEEP)?;
+    rules.path(above(&settings.payload_dir), KEEP)?;
     rules.path(&settings.keys_dir, KEEP)?;
     Ok(rules)
 }
 
-/// A directory that later cannot be made any more. What keeps it from being made is said where it is missed.
-fn make_directory(path: &Path) {
-    _ = fs::DirBuilder::new().mode(0o700).recursive(true).create(path);
+/// Where payloads are unpacked and renamed.
+fn above(payload_dir: &Path) -> &Path {
+    payload_dir.parent().unwrap_or(Path::new("/"))
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

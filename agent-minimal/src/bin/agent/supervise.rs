@@ -259,6 +259,28 @@ mod tests {
     }
 
     #[test]
+    fn a_fleet_whose_gateway_is_away_does_not_come_back_in_step() {
+        const AGENTS: usize = 500;
+        let (from, to) = (Duration::from_secs(300), Duration::from_secs(600));
+        let mut tries = vec![0usize; 300];
+        for _ in 0..AGENTS {
+            let (mut at, mut backoff) = (Duration::ZERO, Backoff::default());
+            while at < to {
+                at += backoff.next();
+                if let Some(second) = at.checked_sub(from)
+                    && let Some(count) = tries.get_mut(second.as_secs() as usize)
+                {
+                    *count += 1;
+                }
+            }
+        }
+        // 30 s between two tries on average: 17 a second.
+        let (sum, most) = (tries.iter().sum::<usize>(), tries.iter().copied().max().unwrap());
+        assert!((3_000..8_000).contains(&sum), "{sum}");
+        assert!(most < 60, "{most} in one second");
+    }
+
+    #[test]
     fn backoff_is_spread_over_its_range() {
         let drawn: Vec<_> = (0..64)
             .map(|_| {

@@ -324,9 +324,7 @@ pub(crate) fn set_perseverance(stream: &TcpStream, limit: Duration) -> io::Resul
 fn set_tcp(stream: &TcpStream, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of_val(&value)).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the pointer and the length are those of one integer that lives through the call; the descriptor is open.
-    check(unsafe {
-        libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, option, (&raw const value).cast(), len)
-    })
+    check(unsafe { libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, option, (&raw const value).cast(), len) })
 }
 
 /// Waits until one of the connections that were begun is made or has failed, and gives its place; `None` after
@@ -404,13 +402,19 @@ fn control(option: libc::c_int, argument: libc::c_ulong) -> io::Result<()> {
 
 /// What this process and all it starts may leave in core files: nothing.
 pub(crate) fn forbid_core_files() -> io::Result<()> {
-    limit(libc::RLIMIT_CORE as u32, 0)
+    limit(libc::RLIMIT_CORE, 0)
 }
 
-fn limit(what: u32, most: u64) -> io::Result<()> {
+/// The type of a limit's number differs between C libraries.
+#[cfg(target_env = "gnu")]
+type Limit = libc::__rlimit_resource_t;
+#[cfg(not(target_env = "gnu"))]
+type Limit = libc::c_int;
+
+fn limit(what: Limit, most: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
-    // SAFETY: the limit is initialised and lives through the call. The type of its number differs between C libraries.
-    check(unsafe { libc::setrlimit(what as _, &raw const limit) })
+    // SAFETY: the limit is initialised and lives through the call.
+    check(unsafe { libc::setrlimit(what, &raw const limit) })
 }
 
 /// Keeps what this process has in memory, and will have, from being written to a swap device: each page from its first
@@ -419,14 +423,14 @@ fn limit(what: u32, most: u64) -> io::Result<()> {
 /// # Errors
 /// The system's; `OutOfMemory` where it allows less than `room`, for memory could then not be had later.
 pub(crate) fn lock_memory(room: u64) -> io::Result<()> {
-    if limit(libc::RLIMIT_MEMLOCK as u32, libc::RLIM_INFINITY).is_err() {
+    if limit(libc::RLIMIT_MEMLOCK, libc::RLIM_INFINITY).is_err() {
         let mut allowed = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: the pointer is to one exclusive limit.
         check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut allowed) })?;
         if allowed.rlim_max < room {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        limit(libc::RLIMIT_MEMLOCK as u32, allowed.rlim_max)?;
+        limit(libc::RLIMIT_MEMLOCK, allowed.rlim_max)?;
     }
     // SAFETY: takes one integer; it changes what the kernel does with our pages, not what is in them.
     check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) })
@@ -529,9 +533,8 @@ pub(crate) fn has_system_call_filter() -> io::Result<()> {
 /// `ENOSYS` where it has none, `EOPNOTSUPP` where it is turned off.
 pub(crate) fn landlock_version() -> io::Result<u32> {
     // SAFETY: a null attribute of size zero with the flag VERSION asks for the version only.
-    let version = unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, 1_u32)
-    };
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, 1_u32) };
     check_long(version)?;
     Ok(u32::try_from(version).unwrap_or(0))
 }
@@ -659,10 +662,10 @@ pub(crate) fn confine(command: &mut std::process::Command, confinement: Confinem
         // SAFETY: takes one integer.
         unsafe { libc::umask(0o077) };
         forbid_core_files()?;
-        limit(libc::RLIMIT_FSIZE as u32, confinement.file_len)?;
+        limit(libc::RLIMIT_FSIZE, confinement.file_len)?;
         // What is allowed already may be less.
         for (what, most) in [(libc::RLIMIT_NOFILE, confinement.files), (libc::RLIMIT_NPROC, confinement.processes)] {
-            _ = limit(what as u32, most);
+            _ = limit(what, most);
         }
         bound_capabilities(KERNEL_CAPABILITIES)?;
         no_new_privileges()?;

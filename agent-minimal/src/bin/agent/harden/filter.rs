@@ -16,8 +16,7 @@ const ALLOW: u32 = 0x7fff_0000;
 const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xc000_00b7;
-/// Numbers from here on are those of x32, other doors into the same rooms.
-#[cfg(target_arch = "x86_64")]
+/// Numbers from here on are those of x32 beside x86_64, other doors into the same rooms. Elsewhere there are none.
 const X32: u32 = 0x4000_0000;
 
 /// Other programs, other processes' memory.
@@ -137,10 +136,7 @@ impl Program {
         let mut program = Self { code: [empty; MAX_LEN], len: 0 };
         program = program.push(LOAD, ARCH, 0, 0).push(EQUAL, ARCHITECTURE, 1, 0).push(RETURN, KILL, 0, 0);
         program = program.push(LOAD, NUMBER, 0, 0);
-        #[cfg(target_arch = "x86_64")]
-        {
-            program = program.end_if(AT_LEAST, X32, KILL);
-        }
+        program = program.end_if(AT_LEAST, X32, KILL);
         program = program.end_if_any(&DEADLY, KILL).end_if_any(ALLOWED, ALLOW).end_if_any(OLDER, ALLOW);
         program = program.end_if_any(LIBRARY, ALLOW);
         let exec = libc::PROT_EXEC as u32;
@@ -175,7 +171,7 @@ mod tests {
 
     /// What the kernel makes of a call: the program run as the kernel runs it.
     fn verdict(architecture: u32, number: c_long, arguments: [u32; 6]) -> u32 {
-        let mut data = vec![0; 64];
+        let mut data = [0; 64];
         data[..4].copy_from_slice(&(number as u32).to_ne_bytes());
         data[4..8].copy_from_slice(&architecture.to_ne_bytes());
         for (place, argument) in data[16..].chunks_exact_mut(8).zip(arguments) {
@@ -241,7 +237,6 @@ mod tests {
             let expected = if architecture == ARCHITECTURE { ALLOW } else { KILL };
             assert_eq!(verdict(architecture, libc::SYS_read, [0; 6]), expected, "{architecture:#x}");
         }
-        #[cfg(target_arch = "x86_64")]
         assert_eq!(call(libc::SYS_read + c_long::from(X32), 0, 0), KILL);
     }
 
