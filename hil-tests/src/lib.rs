@@ -22,5 +22,6 @@ pub mod spawn;
 pub mod swtpm;
 pub mod sys;
 pub mod tpm_report;
+pub mod uki;
 pub mod vectors;
 pub mod vm;

@@ -1,6 +1,9 @@
 //! The few system calls that the standard library does not offer, each in one safe function. Nothing else in this
 //! crate is unsafe.
-#![expect(unsafe_code, reason = "signals, the parent-death signal, statfs, namespaces and tun devices exist only as system calls")]
+#![expect(
+    unsafe_code,
+    reason = "signals, the parent-death signal, statfs, namespaces and tun devices exist only as system calls"
+)]
 
 use std::ffi::CString;
 use std::fs::File;

@@ -73,7 +73,7 @@ pub enum Firmware {
 pub struct Boot {
     /// The kernel's image.
     pub kernel: PathBuf,
-    /// Its first root file system.
+    /// Its first root file system; empty where the kernel's image brings its own.
     pub initrd: PathBuf,
     /// Its command line.
     pub command_line: String,
@@ -167,7 +167,10 @@ impl Machine {
             qemu.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive=d{number}{first}")]);
         }
         if !boot.from_disk {
-            qemu.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initrd);
+            qemu.arg("-kernel").arg(&boot.kernel);
+            if !boot.initrd.as_os_str().is_empty() {
+                qemu.arg("-initrd").arg(&boot.initrd);
+            }
             qemu.args(["-append", &boot.command_line]);
         }
         let log = self.scratch.path().join("qemu.log");

@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
 use hil_tests::cpio::Archive;
-use hil_tests::spawn;
+use hil_tests::{spawn, uki};
 use protocol::crypto::manifest::{TenantPublicKey, pins_event};
 use protocol::tpm::alg::{Digest, HashAlg};
 use protocol::tpm::pcr::{event_digest, extend};
@@ -47,6 +47,18 @@ pub(crate) struct Arguments {
     /// Where it is written [default: TARGET/dist/trefoil-initrd.img]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Also a unified kernel image with it: one file that firmware measures, not signed yet
+    #[arg(long, value_name = "FILE", requires_all = ["kernel", "cmdline", "base"])]
+    uki: Option<PathBuf>,
+    /// The kernel in it
+    #[arg(long, value_name = "FILE", requires = "uki")]
+    kernel: Option<PathBuf>,
+    /// Its command line
+    #[arg(long, value_name = "TEXT", requires = "uki")]
+    cmdline: Option<String>,
+    /// What starts it: the EFI stub of Debian's systemd-boot-efi
+    #[arg(long, value_name = "FILE", requires = "uki", default_value = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub")]
+    stub: PathBuf,
     /// Another agent than the one that `cargo xtask dist` builds
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -83,7 +95,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let out = arguments.out.clone().unwrap_or_else(|| dist::dir().join("trefoil-initrd.img"));
     write(&out, &image, settings.join)?;
     print!("{}", report(&out, &image, arguments.base.is_some(), &settings, &pins, &keys)?);
+    if let Some(uki) = &arguments.uki {
+        unify(uki, arguments, &image, settings.join)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the unified kernel image, and says what it will measure.
+fn unify(out: &Path, arguments: &Arguments, initrd: &[u8], secret: bool) -> Result<()> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let kernel = read(arguments.kernel.as_deref().unwrap_or(Path::new("")))?;
+    let stub = read(&arguments.stub).context("the stub comes with Debian's package systemd-boot-efi")?;
+    let sections = uki::sections(&kernel, arguments.cmdline.as_deref().unwrap_or_default(), initrd);
+    let image = uki::build(&stub, &sections).with_context(|| format!("{}", arguments.stub.display()))?;
+    write(out, &image, secret)?;
+    println!("\n{}: {} bytes, to be signed with sbsign", out.display(), image.len());
+    println!("PCR 11   {} after systemd-stub, before systemd's own phases", hex::encode(uki::pcr_11(&sections)));
+    println!("PCR 4    extended by firmware with the Authenticode digest of the whole file, and of the kernel in it");
+    Ok(())
 }
 
 /// What a settings file says, as far as an image depends on it; whether it is right is for the agent to say.

@@ -161,8 +161,23 @@ fn tail(bytes: &[u8], count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(count);
     let shown = lines.get(from..).unwrap_or_default().iter();
-    let plain = |line: &&str| line.chars().filter(|c| !c.is_control()).collect::<String>();
     shown.map(|line| format!("  {}\n", plain(line))).collect()
+}
+
+/// A line without control characters and sequences (ESC `[` … a letter).
+fn plain(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line.chars();
+    while let Some(next) = rest.next() {
+        if next == '\u{1b}' {
+            if rest.next() == Some('[') {
+                let _ = rest.find(|c| ('@'..='~').contains(c));
+            }
+        } else if !next.is_control() {
+            plain.push(next);
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -191,6 +206,13 @@ mod tests {
         drop(peer);
         let error = port.wait(0, Duration::from_secs(5), "third", has(b"third")).unwrap_err().to_string();
         assert!(error.contains("waiting for third: the console was closed") && error.contains("  second"), "{error}");
+    }
+
+    #[test]
+    fn what_moves_the_cursor_is_left_out() {
+        assert_eq!(tail(b"old\n\x1b[2J\x1b[01;01H\x1b[=3hvm: \tup\r\n", 1), "  vm: up\n");
+        assert_eq!(plain("ends early \u{1b}[2"), "ends early ");
+        assert_eq!(plain("\u{1b}"), "");
     }
 
     #[test]

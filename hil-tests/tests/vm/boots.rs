@@ -36,11 +36,6 @@ fn evidence_of_a_good_boot_becomes_the_policy_that_delivers_the_payload_in_it_an
     for part in ["[boot]", "command_line = ", "[ima.files]", "\"/bin/trefoil-agent\" = ", "phase_pcr = 13"] {
         ensure!(policy.contains(part), "the policy lacks {part}:\n{policy}");
     }
-    let checked =
-        node.verdict("tenant", 0, |verdict| verdict["outcome"] == "good")?["explanation"]["checked"].to_string();
-    for part in ["boot log: every event of PCR 0, 2, 4, 7, 9", "boot_aggregate is that of the boot log"] {
-        ensure!(checked.contains(part), "the tenant checked {checked}");
-    }
     node.is_delivered(&vm, 0)?;
     let (delivered_ms, releases) = (node.delivered_ms()?, node.releases()?);
     let before = node.counters(&vm)?;
@@ -120,9 +115,6 @@ fn secure_boot_off_is_refused_where_the_policy_wants_it_on() -> Result<()> {
         ensure!(policy.contains(part), "the policy lacks {part}:\n{policy}");
     }
     node.is_delivered(&vm, 0)?;
-    let checked =
-        node.verdict("verifier", 0, |verdict| verdict["outcome"] == "good")?["explanation"]["checked"].to_string();
-    ensure!(checked.contains("Secure Boot on"), "{checked}");
     ensure!(vm.run("dmesg")?.contains("secureboot: Secure boot enabled"), "the kernel knows nothing of it");
     vm.power_off()?;
 

@@ -22,7 +22,7 @@ const RELEASE: &str = "bookworm";
 const MIRROR: &str = "deb.debian.org:80";
 /// What is in it. `dracut-core` stands beside initramfs-tools, `dracut` would replace it.
 const PACKAGES: &str = "initramfs-tools,cryptsetup-initramfs,busybox,kmod,udev,e2fsprogs,zstd,systemd-sysv,dbus,\
-                        procps,dracut-core,dracut-network,isc-dhcp-client";
+                        procps,systemd-boot-efi,dracut-core,dracut-network,isc-dhcp-client";
 /// What is shipped for images, where the package puts it, and with which mode.
 const SHIPPED: [(&str, &str, u32); 8] = [
     ("early-boot.sh", "usr/lib/trefoil/early-boot.sh", 0o644),
@@ -61,13 +61,7 @@ impl Debian {
     /// # Errors
     /// When it cannot be made.
     pub(crate) fn new(kernel: &Kernel) -> Result<Self> {
-        // Two scenarios that start at once do not make it twice.
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let base = base();
-        if !base.is_dir() {
-            make(&base).context("making a Debian root file system")?;
-        }
+        let base = kept()?;
         let scratch = Scratch::new("debian")?;
         let debian = Self { scratch, kernel: kernel.clone() };
         let root = debian.root();
@@ -75,7 +69,9 @@ impl Debian {
         let config = format!("boot/config-{}", kernel.version);
         fs::copy(kernel.root.join(&config), root.join(&config)).context("the kernel's configuration")?;
         fs::create_dir_all(root.join("lib/modules").join(&kernel.version))?;
-        // The package's installation would have done so.
+        // The package's installation would have done so. Two scenarios that start at once do not do it twice.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         if !kernel.root.join("lib/modules").join(&kernel.version).join("modules.dep").is_file() {
             debian.run(&format!("depmod {}", kernel.version))?;
         }
@@ -149,20 +145,52 @@ impl Debian {
         Ok(())
     }
 
-    /// Has dracut make an image with systemd in it, of drivers only these besides the network's, and copies it to `to`.
+    /// Has dracut make an image with systemd in it, of a kernel that has only these modules and what they need, and copies
+    /// it to `to`.
     ///
     /// # Errors
     /// As [`Debian::run`].
     pub(crate) fn dracut(&self, modules: &[&str], to: &Path) -> Result<()> {
+        let version = &self.kernel.version;
+        let dir = format!("srv/kernel/lib/modules/{version}");
+        for (name, bytes) in self.kernel.modules(modules)? {
+            self.file(&format!("{dir}/kernel/{name}.ko"), 0o644, &bytes)?;
+        }
+        for list in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
+            self.file(
+                &format!("{dir}/{list}"),
+                0o644,
+                &fs::read(self.kernel.root.join("lib/modules").join(version).join(list))?,
+            )?;
+        }
         self.run(&format!(
-            "dracut --quiet --force --no-hostonly --no-hostonly-cmdline --no-early-microcode --compress 'zstd -3 -q' \
-             --omit 'nvdimm lunmask ifcfg overlay-root resume' --drivers '{}' --kver {} /tmp/dracut",
-            modules.join(" "),
-            self.kernel.version
+            "depmod -b /srv/kernel {version}; dracut --quiet --force --no-hostonly --no-hostonly-cmdline \
+             --no-early-microcode --compress 'zstd -3 -q' --omit 'nvdimm lunmask ifcfg overlay-root resume' \
+             --kmoddir /{dir} --kver {version} /tmp/dracut"
         ))?;
         fs::copy(self.root().join("tmp/dracut"), to).context("the image")?;
         Ok(())
     }
+}
+
+/// systemd's EFI stub.
+///
+/// # Errors
+/// When no Debian root file system can be made.
+pub(crate) fn stub() -> Result<PathBuf> {
+    Ok(kept()?.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub"))
+}
+
+/// The one that is kept; made if it is not there.
+fn kept() -> Result<PathBuf> {
+    // Two scenarios that start at once do not make it twice.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let base = base();
+    if !base.is_dir() {
+        make(&base).context("making a Debian root file system")?;
+    }
+    Ok(base)
 }
 
 fn base() -> PathBuf {

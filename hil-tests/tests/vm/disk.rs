@@ -11,6 +11,7 @@ use hil_tests::cpio::Archive;
 use hil_tests::vm::appliance::static_agent;
 use hil_tests::vm::{self, BOOT_TIME, Boot, Machine, Vm};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::debian::{self, Debian};
 use crate::site::{Node, ROLES, SOON, Site};
@@ -215,7 +216,9 @@ fn a_good_boot_opens_the_encrypted_root_and_in_any_other_a_person_is_asked() -> 
 
     // The first boot waits until there is a policy.
     let vm = machine.boot("")?;
-    node.learn()?;
+    let policy = node.learn()?;
+    let digest = hex::encode(Sha256::digest(fs::read(&machine.initrd)?));
+    ensure!(policy.contains(&digest), "the image's SHA-256 is not what the kernel measured:\n{policy}");
     opened_by_itself(node, &vm).context("the first boot")?;
     ensure!(!vm.console_text().contains("Passphrase"), "a passphrase was asked for");
     drop(vm);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hil_tests::scratch::Scratch;
 use sha2::{Digest, Sha256};
 
@@ -19,8 +19,8 @@ pub(crate) fn check() -> Result<Counts> {
     let here = Tree::here();
     let scratch = Scratch::new("another-place-with-a-longer-name")?;
     let root = scratch.path().join("sources/of/the/workspace");
-    copy_sources(&here.root, &root)?;
-    let there = Tree { target_dir: scratch.path().join("built"), root, symbols: false };
+    let files = copy_sources(&here.root, &root)?;
+    let there = Tree { target_dir: scratch.path().join("built"), root: root.clone(), symbols: false };
     let mut counts = Counts::default();
     for arch in ARCHES {
         let Some(target) = Target::find(arch) else {
@@ -33,6 +33,8 @@ pub(crate) fn check() -> Result<Counts> {
         counts += if ours == theirs {
             println!("reproducible: {} has sha256 {ours} in both directories", target.triple);
             Counts::PASSED
+        } else if let Some(file) = files.iter().find(|file| !same(&here.root.join(file), &root.join(file))) {
+            bail!("{} was changed while the agent was built; run this again", file.display());
         } else {
             println!("NOT reproducible: {} has sha256 {ours} here and {theirs} elsewhere", target.triple);
             Counts::FAILED
@@ -46,15 +48,20 @@ fn digest(path: &Path) -> Result<String> {
     Ok(hex::encode(Sha256::digest(file)))
 }
 
-/// Copies the workspace's sources: what git knows or would add, and without git all but hidden and built files.
-fn copy_sources(from: &Path, to: &Path) -> Result<()> {
+fn same(one: &Path, other: &Path) -> bool {
+    fs::read(one).ok().zip(fs::read(other).ok()).is_some_and(|(one, other)| one == other)
+}
+
+/// Copies the workspace's sources: what git knows or would add, and without git all but hidden and built files. Gives the
+/// copied files.
+fn copy_sources(from: &Path, to: &Path) -> Result<Vec<PathBuf>> {
     let listed = Command::new("git")
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .current_dir(from)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output();
-    let files = match listed {
+    let mut files: Vec<PathBuf> = match listed {
         Ok(output) if output.status.success() => {
             let names = String::from_utf8(output.stdout).context("a file's name is not UTF-8")?;
             names.split_terminator('\0').map(PathBuf::from).collect()
@@ -66,17 +73,15 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
         }
     };
     ensure!(files.iter().any(|file| file == Path::new("Cargo.lock")), "there is no Cargo.lock among the sources");
-    for file in files {
-        let source = from.join(&file);
-        // What git still lists may be gone, or be a link to something else.
-        if !source.symlink_metadata().is_ok_and(|found| found.is_file()) {
-            continue;
-        }
-        let copy = to.join(&file);
+    // What git still lists may be gone, or be a link to something else.
+    files.retain(|file| from.join(file).symlink_metadata().is_ok_and(|found| found.is_file()));
+    for file in &files {
+        let source = from.join(file);
+        let copy = to.join(file);
         fs::create_dir_all(copy.parent().unwrap_or(to))?;
         fs::copy(&source, &copy).with_context(|| format!("copying {}", file.display()))?;
     }
-    Ok(())
+    Ok(files)
 }
 
 fn walk(root: &Path, under: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
@@ -111,7 +116,10 @@ mod tests {
         for file in ["Cargo.lock", "src/main.rs", "target/CACHEDIR.TAG", "target/debug/x", ".hidden/x"] {
             fs::write(from.join(file), file).unwrap();
         }
-        copy_sources(&from, &to).unwrap();
+        let mut copied = copy_sources(&from, &to).unwrap();
+        copied.sort();
+        assert_eq!(copied, ["Cargo.lock", "src/main.rs"].map(PathBuf::from));
+        assert!(same(&from.join("src/main.rs"), &to.join("src/main.rs")) && !same(&from, &to));
         assert_eq!(fs::read_to_string(to.join("src/main.rs")).unwrap(), "src/main.rs");
         assert!(to.join("Cargo.lock").is_file() && !to.join("target").exists() && !to.join(".hidden").exists());
     }

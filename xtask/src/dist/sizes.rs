@@ -303,7 +303,7 @@ mod tests {
             ("_ZN4p25610arithmetic5field3add17h0123456789abcdefE", "p256"),
             ("_ZN8protocol3tpm7command5Start17h0123456789abcdefE", "protocol::tpm"),
             // As a trait's method, the type before the trait.
-            ("_ZN62_$LT$hpke..aead..Seal$u20$as$u20$core..ops..drop..Drop$GT$4drop17h0123456789abcdefE", "hpke"),
+            ("_ZN58_$LT$hpke..aead..Seal$u20$as$u20$core..ops..drop..Drop$GT$4drop17h0123456789abcdefE", "hpke"),
             ("_RNvNtCs1234_7mycrate3foo3bar", "mycrate"),
             ("_RNvNtCs1234_13trefoil_agent3tls3bar", "trefoil_agent::tls"),
             ("memcpy", FOREIGN),

@@ -27,12 +27,13 @@ const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(60);
 /// How long a write may wait for room. What is written fits the kernel's buffer unless the peer has stopped reading.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Connects to one of the addresses.
+/// Connects to one of the addresses, beginning with the one that is `first` of them: counted on and on, whatever their
+/// number.
 ///
 /// # Errors
 /// What the last attempt to fail had to say; `NotFound` for no address.
-pub(crate) fn dial(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
-    let stream = race(&alternate(addresses), STAGGER, ATTEMPT_LIMIT)?;
+pub(crate) fn dial(addresses: Vec<SocketAddr>, first: usize) -> io::Result<TcpStream> {
+    let stream = race(&from(first, alternate(addresses)), STAGGER, ATTEMPT_LIMIT)?;
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(WRITE_LIMIT))?;
@@ -55,6 +56,13 @@ fn alternate(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
             return mixed;
         }
     }
+}
+
+fn from(first: usize, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    if let Some(first) = first.checked_rem(addresses.len()) {
+        addresses.rotate_left(first);
+    }
+    addresses
 }
 
 struct Attempt {
@@ -171,8 +179,16 @@ mod tests {
     }
 
     #[test]
+    fn every_address_comes_first_in_its_turn() {
+        let ((_one, a), (_other, b)) = (listener(), listener());
+        for (first, expected) in [(0, a), (1, b), (2, a), (usize::MAX, b)] {
+            assert_eq!(dial(vec![a, b], first).unwrap().peer_addr().unwrap(), expected, "{first}");
+        }
+    }
+
+    #[test]
     fn no_address_is_not_found() {
-        assert_eq!(dial(Vec::new()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(dial(Vec::new(), 3).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
@@ -229,7 +245,7 @@ mod tests {
     #[test]
     fn segments_fit_a_path_of_1280_bytes_and_the_stream_blocks() {
         let (listener, good) = listener();
-        let stream = dial(vec![good]).unwrap();
+        let stream = dial(vec![good], 0).unwrap();
         let (peer, _) = listener.accept().unwrap();
         for end in [&stream, &peer] {
             let longest = sys::tests::segment(end);

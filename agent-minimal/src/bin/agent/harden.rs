@@ -23,8 +23,8 @@ use crate::{
 };
 use rules::{KEEP, READ, READ_WRITE, Rules, Watched};
 
-/// What a worker may come to, in bytes of address space. One with glibc maps the libraries that its resolver loads.
-const WORKER_ROOM: u64 = if cfg!(target_env = "gnu") { 64 << 20 } else { 6 << 20 };
+/// What a worker's address space may grow by, in kB. One with glibc maps the libraries that its resolver loads.
+const GROWTH_KB: u64 = if cfg!(target_env = "gnu") { 65_536 } else { 4096 };
 /// The domain name system over TCP, for answers that do not fit a datagram.
 const DNS_PORT: u16 = 53;
 /// The TSS loads libraries that do as they like.
@@ -41,9 +41,17 @@ pub(crate) fn hide_memory() -> io::Result<()> {
 
 /// What the worker does before it holds a secret: its memory is never swapped out, if the system allows it that.
 pub(crate) fn lock_memory() {
-    if let Err(why) = sys::lock_memory(WORKER_ROOM) {
+    // Where there is a limit and no /proc to compare it with, it is ours to stay below: only an emulator is larger.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let room = address_space_kb(&status).unwrap_or(0).saturating_add(GROWTH_KB).saturating_mul(1024);
+    if let Err(why) = sys::lock_memory(room) {
         log::warn!("memory cannot be locked and may be swapped out: {why} (LimitMEMLOCK=, or run as root)");
     }
+}
+
+/// VmSize of /proc/PID/status.
+fn address_space_kb(status: &str) -> Option<u64> {
+    status.lines().find_map(|line| line.strip_prefix("VmSize:"))?.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
 /// A worker that has given up what it does not need.
@@ -230,6 +238,15 @@ mod tests {
             assert!(status.contains(&format!("{set}:\t0000000000000000\n")), "{set}: {status}");
         }
         assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+    }
+
+    #[test]
+    fn the_address_space_is_read_or_unknown() {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        assert!(address_space_kb(&status).is_some_and(|kb| kb > 100), "{status}");
+        assert_eq!(address_space_kb("VmPeak:\t  9 kB\nVmSize:\t    1116 kB\n"), Some(1116));
+        assert_eq!(address_space_kb("VmSize:\t many kB"), None);
+        assert_eq!(address_space_kb(""), None);
     }
 
     #[test]

@@ -418,7 +418,8 @@ fn limit(what: Limit, most: u64) -> io::Result<()> {
 }
 
 /// Keeps what this process has in memory, and will have, from being written to a swap device: each page from its first
-/// use on. `room` is what the process may come to altogether, in bytes.
+/// use on. `room` is what its address space may come to altogether, in bytes: behind a lower limit memory would later be
+/// refused, and the process die of it.
 ///
 /// # Errors
 /// The system's; `OutOfMemory` where it allows less than `room`, for memory could then not be had later.

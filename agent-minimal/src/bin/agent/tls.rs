@@ -161,6 +161,8 @@ struct Patience {
 pub(crate) struct Connector {
     patience: Patience,
     authorities: Vec<Authority>,
+    /// How often whoever answered was not a gateway of ours, since the last that was.
+    turn: Rc<Cell<usize>>,
     rng: Rng,
     read_buf: Box<[u8]>,
     write_buf: Box<[u8]>,
@@ -181,6 +183,7 @@ impl Connector {
         Self {
             patience: Patience { handshake: HANDSHAKE_LIMIT, record: RECORD_LIMIT },
             authorities,
+            turn: Rc::default(),
             rng,
             read_buf: vec![0; READ_BUFFER_LEN].into_boxed_slice(),
             write_buf: vec![0; WRITE_BUFFER_LEN].into_boxed_slice(),
@@ -193,8 +196,13 @@ impl Connector {
     /// [`ConnectError`]; nothing of ours was sent then but the TLS handshake.
     pub(crate) fn connect(&mut self, server: &ServerAddress) -> Result<Connection<'_>, ConnectError> {
         let addresses = server.addresses().map_err(ConnectError::Resolve)?;
-        let stream = dial(addresses).map_err(ConnectError::Unreachable)?;
-        self.open(stream, &server.name, clock())
+        let (turn, now) = (Rc::clone(&self.turn), self.turn.get());
+        let stream = dial(addresses, now).map_err(ConnectError::Unreachable)?;
+        // An address may be somebody else's by now, and answer: the next connection begins with another.
+        turn.set(now.wrapping_add(1));
+        let connection = self.open(stream, &server.name, clock())?;
+        turn.set(now);
+        Ok(connection)
     }
 
     fn open(&mut self, stream: TcpStream, name: &ServerName, clock: Clock) -> Result<Connection<'_>, ConnectError> {
