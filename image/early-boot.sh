@@ -58,7 +58,7 @@ trefoil_wanted() {
 	trefoil_setting server
 }
 
-# trefoil_mounts: the TPM's driver, the kernel's logs, and memory for the payload that is never swapped out.
+# trefoil_mounts: the TPM's driver, the kernel's logs, and memory for the payload.
 trefoil_mounts() {
 	for _trefoil_module in tpm_crb tpm_tis tpm_tis_spi tpm_ibmvtpm; do
 		modprobe -q "$_trefoil_module" 2>/dev/null || :
@@ -72,11 +72,17 @@ trefoil_mounts() {
 		mount -t securityfs securityfs /sys/kernel/security ||
 			trefoil_say "securityfs cannot be mounted: the control plane will miss the boot log"
 	fi
-	if ! trefoil_mounted /run/trefoil; then
-		mkdir -p /run/trefoil
-		mount -t ramfs -o mode=0700,nosuid,nodev ramfs /run/trefoil ||
-			trefoil_say "no ramfs can be mounted on /run/trefoil"
-	fi
+	trefoil_memory || trefoil_say "no memory file system can be mounted on /run/trefoil"
+}
+
+# trefoil_memory: memory for the payload that is never swapped out, on /run/trefoil; what is mounted there stays. A tmpfs
+# where it can be kept from swap (Linux 6.4 on), for IMA's `tcb` policy does not measure what is read there; else a
+# ramfs, which it measures. Large enough for a payload of 64 MiB beside the one before it.
+trefoil_memory() {
+	! trefoil_mounted /run/trefoil || return 0
+	mkdir -p /run/trefoil
+	mount -t tmpfs -o noswap,size=136m,mode=0700,nosuid,nodev tmpfs /run/trefoil 2>/dev/null ||
+		mount -t ramfs -o mode=0700,nosuid,nodev ramfs /run/trefoil
 }
 
 # trefoil_fetch: runs the agent until the payload is here or the time is up, says what came of it, and returns the

@@ -7,6 +7,7 @@ mod fleet;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::net::Ipv6Addr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use std::{env, thread};
 
 use anyhow::{Context, Result, ensure};
 use fleet::{Fleet, Line, Node, SOON};
+use hil_tests::netns::has_ipv6;
 use hil_tests::rig::{self, Agent, NodeAdd, Options};
 use hil_tests::scratch::Scratch;
 use hil_tests::swtpm::EkKind;
@@ -27,6 +29,11 @@ struct Site {
 
 impl Site {
     fn new() -> Result<Self> {
+        Self::with(&[])
+    }
+
+    /// With more arguments of `trefoil init`.
+    fn with(init: &[&str]) -> Result<Self> {
         let bin = Scratch::new("hardening-bin")?;
         let agent = match env::var_os("TREFOIL_AGENT_STATIC") {
             Some(agent) if env::var_os("TREFOIL_AGENT").is_none() => PathBuf::from(agent),
@@ -34,7 +41,11 @@ impl Site {
         };
         symlink(rig::binary("trefoil")?, bin.path().join("trefoil"))?;
         symlink(fs::canonicalize(agent)?, bin.path().join("trefoil-agent"))?;
-        let fleet = Fleet::new(Options { bin_dir: Some(bin.path().to_owned()), ..Options::default() })?;
+        let fleet = Fleet::new(Options {
+            bin_dir: Some(bin.path().to_owned()),
+            init: init.iter().map(|&argument| argument.into()).collect(),
+            ..Options::default()
+        })?;
         Ok(Self { fleet, bin })
     }
 
@@ -128,7 +139,7 @@ fn no_system_call_of_a_whole_life_is_refused() -> Result<()> {
         println!("{why}");
         return Ok(());
     }
-    let site = Site::new()?;
+    let site = Site::with(&["--name", "::1"])?;
     let fleet = &site.fleet;
     let tpm = fleet.tpm(EkKind::P256)?;
     fleet.add("watched", NodeAdd::id(fleet.rig.node_id(&tpm)?))?;
@@ -137,7 +148,13 @@ fn no_system_call_of_a_whole_life_is_refused() -> Result<()> {
     let config = fleet.rig.agent_config("watched")?;
     let text = fs::read_to_string(&config)?;
     let named = format!("localhost:{}", line.address().port());
-    fs::write(&config, text.replace(&fleet.rig.gateway().to_string(), &named))?;
+    let mut text = text.replace(&fleet.rig.gateway().to_string(), &named);
+    // The second server, by the other kind of address.
+    let other = has_ipv6().then(|| Line::lay_from((Ipv6Addr::LOCALHOST, 0).into(), fleet.rig.gateway())).transpose()?;
+    if let Some(other) = &other {
+        text.push_str(&format!("server = {}\n", other.address()));
+    }
+    fs::write(&config, text)?;
     // The agent's place is taken by one that is traced.
     let trace = fleet.rig.dir().join("trace");
     let traced = fs::canonicalize(site.bin.path().join("trefoil-agent"))?;
@@ -158,6 +175,13 @@ fn no_system_call_of_a_whole_life_is_refused() -> Result<()> {
     ensure!(line.cut() > 0, "there was no connection to cut");
     agent.wait_for_step(steps, SOON, |step| step.step == "hello" && step.text("phase") == "end")?;
     fleet.judged_anew("watched", "good")?;
+    if let Some(other) = &other {
+        // The next server was tried at once; now it is the first one's turn again.
+        let steps = agent.step_count();
+        ensure!(other.cut() > 0, "it did not come by the other address");
+        agent.wait_for_step(steps, SOON, |step| step.step == "hello" && step.text("phase") == "end")?;
+        fleet.judged_anew("watched", "good")?;
+    }
     // The tracer is deaf to signals, and ends with what it traces.
     sys::signal(agent.worker_pid().context("nothing is traced")?, sys::SIGTERM)?;
     agent.wait_exit(SOON)?;

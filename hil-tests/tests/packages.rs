@@ -75,7 +75,7 @@ fn the_agent_package_has_all_that_an_image_needs_and_depends_on_nothing() -> Res
         for (path, mode) in [
             ("usr/bin/trefoil-agent", 0o755),
             ("usr/lib/systemd/system/trefoil-agent.service", 0o644),
-            ("usr/lib/systemd/system/run-trefoil.mount", 0o644),
+            ("usr/lib/systemd/system/trefoil-memory.service", 0o644),
             ("usr/share/initramfs-tools/hooks/trefoil", 0o755),
             ("usr/lib/dracut/modules.d/90trefoil/module-setup.sh", 0o755),
             ("usr/lib/trefoil/trefoil-key", 0o755),
@@ -143,7 +143,7 @@ for unit in trefoil trefoil-agent; do
     [ ! -L "/etc/systemd/system/multi-user.target.wants/$unit.service" ] || echo "enabled-$unit=yes"
 done
 ! command -v systemd-analyze >/dev/null || echo "verify=$(systemd-analyze verify --man=no \
-    trefoil.service trefoil-agent.service run-trefoil.mount 2>&1 | tr '\n' ';')"
+    trefoil.service trefoil-agent.service trefoil-memory.service 2>&1 | tr '\n' ';')"
 runuser -u trefoil -- trefoil init --operator-dir /tmp/trefoil-operator --name localhost >/dev/null 2>&1
 echo "settings=$(stat -c '%U %a' /var/lib/trefoil/trefoil.toml)"
 served=0

@@ -8,29 +8,16 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::kernel::{self, Kernel};
-use crate::spawn;
+use crate::{spawn, uki};
 
-/// Writes the image to `to`, around systemd's stub (fetched as the kernel is, from Debian's `systemd-boot-efi`).
+/// Writes the image to `to`, around systemd's stub.
 ///
 /// # Errors
-/// When the stub cannot be had, or objcopy fails.
+/// As [`stub`]; when a file cannot be read or written.
 pub fn write(kernel: &Kernel, initrd: &Path, command_line: &str, to: &Path) -> Result<()> {
-    let stub = stub()?;
-    let (options, release) = (to.with_extension("cmdline"), to.with_extension("osrel"));
-    fs::write(&options, command_line)?;
-    fs::write(&release, "ID=appliance\nNAME=appliance\n")?;
-    let mut objcopy = Command::new("objcopy");
-    // The addresses of the stub's manual page: nothing overlaps as long as the kernel has less than 16 MiB.
-    for (section, file, address) in [
-        (".osrel", &*release, "0x20000"),
-        (".cmdline", &*options, "0x30000"),
-        (".linux", &*kernel.image, "0x2000000"),
-        (".initrd", initrd, "0x3000000"),
-    ] {
-        objcopy.args(["--add-section", &format!("{section}={}", file.display())]);
-        objcopy.args(["--change-section-vma", &format!("{section}={address}")]);
-    }
-    spawn::run(objcopy.arg(stub).arg(to)).map(drop)
+    let (kernel, initrd) = (fs::read(&kernel.image)?, fs::read(initrd)?);
+    let image = uki::build(&fs::read(stub()?)?, &uki::sections(&kernel, command_line, &initrd))?;
+    fs::write(to, image).with_context(|| format!("writing {}", to.display()))
 }
 
 /// Writes a disk image with one FAT file system in which firmware finds `program` as what is to be started.
@@ -54,7 +41,11 @@ pub fn disk(program: &Path, to: &Path) -> Result<()> {
     spawn::run(&mut run("mcopy", &[program, "::/EFI/BOOT/BOOTX64.EFI"])).map(drop)
 }
 
-fn stub() -> Result<PathBuf> {
+/// systemd's EFI stub, fetched as the kernel is, from Debian's `systemd-boot-efi`.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn stub() -> Result<PathBuf> {
     let path = kernel::unpacked("systemd-boot-efi")?.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub");
     path.is_file().then_some(path).context("the package systemd-boot-efi has no linuxx64.efi.stub")
 }

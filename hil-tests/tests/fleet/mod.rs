@@ -271,7 +271,12 @@ struct LineState {
 impl Line {
     /// Lays a line to `to`; an agent dials [`Line::address`] instead.
     pub(crate) fn lay(to: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        Self::lay_from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), to)
+    }
+
+    /// As [`Line::lay`], with its near end at this address; port 0 is any.
+    pub(crate) fn lay_from(near: SocketAddr, to: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(near)?;
         let address = listener.local_addr()?;
         let state = Arc::new(LineState { to, open: Mutex::new(Some(Vec::new())), delay_ms: AtomicU64::new(0) });
         let shared = Arc::clone(&state);

@@ -22,7 +22,7 @@ const RELEASE: &str = "bookworm";
 const MIRROR: &str = "deb.debian.org:80";
 /// What is in it. `dracut-core` stands beside initramfs-tools, `dracut` would replace it.
 const PACKAGES: &str = "initramfs-tools,cryptsetup-initramfs,busybox,kmod,udev,e2fsprogs,zstd,systemd-sysv,dbus,\
-                        procps,systemd-boot-efi,dracut-core,dracut-network,isc-dhcp-client";
+                        procps,dracut-core,dracut-network,isc-dhcp-client";
 /// What is shipped for images, where the package puts it, and with which mode.
 const SHIPPED: [(&str, &str, u32); 8] = [
     ("early-boot.sh", "usr/lib/trefoil/early-boot.sh", 0o644),
@@ -166,19 +166,12 @@ impl Debian {
         self.run(&format!(
             "depmod -b /srv/kernel {version}; dracut --quiet --force --no-hostonly --no-hostonly-cmdline \
              --no-early-microcode --compress 'zstd -3 -q' --omit 'nvdimm lunmask ifcfg overlay-root resume' \
-             --kmoddir /{dir} --kver {version} /tmp/dracut"
+             --add-drivers '{}' --kmoddir /{dir} --kver {version} /tmp/dracut",
+            modules.join(" ")
         ))?;
         fs::copy(self.root().join("tmp/dracut"), to).context("the image")?;
         Ok(())
     }
-}
-
-/// systemd's EFI stub.
-///
-/// # Errors
-/// When no Debian root file system can be made.
-pub(crate) fn stub() -> Result<PathBuf> {
-    Ok(kept()?.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub"))
 }
 
 /// The one that is kept; made if it is not there.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use hil_tests::uki;
-use hil_tests::vm::{Boot, Kernel, MEASURED};
+use hil_tests::vm::{self, Boot, Kernel, MEASURED};
 
 use crate::debian::{self, Debian};
 use crate::disk::{Encrypted, MODULES, UUID, opened_by_itself};
@@ -129,15 +129,14 @@ fn the_key_script_prints_the_delivered_key_once_and_then_asks() -> Result<()> {
 /// node is good by that.
 #[test]
 fn a_unified_kernel_image_shows_in_pcr_11_what_was_computed_when_it_was_made() -> Result<()> {
-    need_debian!();
+    crate::need_vm!();
     let site = Site::shared()?;
     let node = site.machine("edge-uki")?;
     let good = node.boot()?;
     let (kernel, initrd) = (fs::read(&good.kernel)?, fs::read(&good.initrd)?);
-    let stub = fs::read(debian::stub()?)?;
     let sections = uki::sections(&kernel, MEASURED, &initrd);
     let path = node.machine.dir().join("uki.efi");
-    fs::write(&path, uki::build(&stub, &sections)?)?;
+    vm::uki::write(&site.kernel, &good.initrd, MEASURED, &path)?;
     let boot = Boot { kernel: path, initrd: PathBuf::new(), command_line: String::new(), ..good };
     let vm = node.first_boot(&boot)?;
     let command_line = vm.run("cat /proc/cmdline")?;
