@@ -56,9 +56,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         forget(self.undo);
-        if std::env::var_os("TREFOIL_KEEP").is_some() {
-            println!("kept: {}", self.path.display());
-        } else if !self.keep.load(Ordering::SeqCst) {
+        if !self.keep.load(Ordering::SeqCst) && std::env::var_os("TREFOIL_KEEP").is_none() {
             remove_tree(&self.path);
         }
     }

@@ -5,17 +5,19 @@ mod fleet;
 mod misled;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
-use fleet::{Fleet, JUDGED_PCR, PHASE_PCR, has_files};
+use fleet::{Fleet, JUDGED_PCR, Line, PHASE_PCR, has_files};
 use hil_tests::rig::{self, Agent, NodeAdd};
 use hil_tests::rogue::server::{Canned, RogueCa};
 use hil_tests::spawn::{Launch, Program};
 use hil_tests::swtpm::{EkKind, Swtpm};
+use hil_tests::sys;
 use misled::{FILES, Scene};
 use protocol::coap::frame::Code;
 use protocol::coap::route::RouteName;
@@ -276,6 +278,71 @@ fn the_time_counts_over_restarts_of_the_worker() -> Result<()> {
         agent.wait_for_line_from(from, SOON, |line| line.contains("the worker was ended by signal 9"))?;
     }
     ends(&agent, 3, "no gateway was reached")
+}
+
+/// Starts an agent whose payload has an autorun that runs until [`let_go`], and waits for that to begin.
+fn autorun_is_running(fleet: &Fleet, name: &str, server: SocketAddr) -> Result<(Swtpm, Agent)> {
+    let script = b"#!/bin/sh\n: > begun\nwhile [ ! -e go ]; do sleep 0.05; done\n: > ended\n";
+    let payload = fleet.rig.payload(name, &[("autorun", script.as_slice())])?;
+    fs::set_permissions(payload.join("autorun"), fs::Permissions::from_mode(0o755))?;
+    let tpm = fleet.tpm(EkKind::P256)?;
+    fleet.add(name, NodeAdd::id(fleet.rig.node_id(&tpm)?).payload(payload).arg("--autorun"))?;
+    let config = settings(fleet, name, server, None)?;
+    let agent = fleet.rig.agent_with(&tpm, name, &config, &["--once", "--autorun"])?;
+    let deadline = Instant::now() + SOON;
+    while !agent.payload_dir().join("begun").exists() {
+        ensure!(Instant::now() < deadline, "autorun does not begin\n{}", agent.tail(20));
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok((tpm, agent))
+}
+
+/// Has autorun end, and the agent after it, without a fault.
+fn let_go(agent: &Agent) -> Result<()> {
+    ensure!(agent.is_running(), "it did not wait for autorun\n{}", agent.tail(20));
+    fs::write(agent.payload_dir().join("go"), "")?;
+    ensure!(code(agent)? == Some(0), "{}", agent.tail(20));
+    ensure!(agent.payload_dir().join("ended").exists(), "autorun was ended\n{}", agent.tail(20));
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_breaks_while_autorun_runs_keeps_nobody_waiting() -> Result<()> {
+    need_tpm!();
+    let fleet = Fleet::shared()?;
+    for comes_back in [true, false] {
+        let name = format!("broken-{comes_back}");
+        let line = Line::lay(fleet.rig.gateway())?;
+        let (_tpm, agent) = autorun_is_running(&fleet, &name, line.address())?;
+        let from = agent.line_count();
+        if comes_back {
+            let steps = agent.step_count();
+            ensure!(line.cut() == 1, "there was no connection to cut");
+            agent.wait_for_step(steps, SOON, |step| step.step == "hello" && step.text("phase") == "end")?;
+        } else {
+            drop(line);
+            agent.wait_for_line_from(from, SOON, |line| line.contains("trying again"))?;
+        }
+        let_go(&agent)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn autorun_ends_by_itself_though_the_worker_that_asked_for_it_has_died() -> Result<()> {
+    need_tpm!();
+    let fleet = Fleet::shared()?;
+    let (_tpm, agent) = autorun_is_running(&fleet, "orphaned", fleet.rig.gateway())?;
+    let from = agent.line_count();
+    // Not the newest child, which is autorun: the one that was told whose worker it is.
+    let flag = format!("--worker={}\0", agent.pid());
+    let is_worker =
+        |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(flag.as_bytes()));
+    let mut pids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    sys::signal(pids.find(is_worker).context("there is no worker")?, sys::SIGKILL)?;
+    // The next worker finds all in place and ends.
+    agent.wait_for_line_from(from, SOON, |line| line.contains("in place already"))?;
+    let_go(&agent)
 }
 
 #[test]

@@ -324,6 +324,7 @@ fn the_agent_works_as_root_without_any_capability() -> Result<()> {
     command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]).arg(&agent);
     command.arg("--config").arg(&config).args(["--tcti", &tpm.tcti(), "--log", "info"]);
     command.arg("--payload-dir").arg(home.join("payload"));
+    command.arg("--cryptsetup-keys-dir").arg(home.join("disk-keys"));
     let agent = Program::start(Launch::new("agent without capabilities", command))?;
     rig.wait_phase("bare", "delivered", SOON).map_err(|error| anyhow!("{error:#}\n{}", agent.tail(20)))?;
     let status = fs::read_to_string(format!("/proc/{}/status", agent.worker_pid().unwrap_or(agent.pid())))?;
@@ -390,6 +391,7 @@ fn the_agents_unit_allows_every_system_call_of_a_whole_life() -> Result<()> {
     command.args(["-f", "-qq", "-o"]).arg(&trace).arg(&agent);
     command.arg("--config").arg(&config).args(["--tcti", &tpm.tcti(), "--autorun=on", "--log", "info"]);
     command.arg("--payload-dir").arg(home.join("payload"));
+    command.arg("--cryptsetup-keys-dir").arg(home.join("disk-keys"));
     let agent = Program::start(Launch::new("traced agent", command))?;
     rig.wait_phase("traced", "delivered", SOON).map_err(|error| anyhow!("{error:#}\n{}", agent.tail(20)))?;
     rig.wait_trust("traced", "good", SOON)?;
@@ -413,4 +415,165 @@ fn the_agents_unit_allows_every_system_call_of_a_whole_life() -> Result<()> {
     let refused: Vec<_> = used.iter().filter(|name| !allowed.contains(**name)).collect();
     ensure!(refused.is_empty(), "the unit refuses what the agent does: {refused:?}");
     Ok(())
+}
+
+/// Boots systemd in namespaces of its own, on an overlay of this system in which the packages are installed: `$1` is an
+/// empty directory, `$2` the packages, `$3` what is shared with the test (settings, the probe, the console), `$4` and `$5`
+/// the next two scripts. 77: no overlay; 78: no cgroups.
+const SYSTEMD: &str = r#"
+set -eu
+mount -t tmpfs none "$1"
+mkdir "$1/upper" "$1/work" "$1/root" "$1/cgroup"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root" 2>/dev/null || exit 77
+mount -t cgroup2 none "$1/cgroup" 2>/dev/null || exit 78
+own="$1/cgroup/trefoil-test-$$"
+mkdir "$own" 2>/dev/null || exit 78
+(
+    sh -c 'echo $PPID' >"$own/cgroup.procs" || exit 78
+    exec unshare --mount --pid --fork --kill-child=KILL --uts --ipc --cgroup sh -c "$4" sh "$1/root" "$2" "$3"
+) && status=0 || status=$?
+find "$own" -depth -type d -exec rmdir {} \;
+exit "$status"
+"#;
+
+/// The inside of that: kernel settings and devices are read-only or left out, so that systemd sets nothing of this machine.
+const SYSTEMD_ROOT: &str = r#"
+set -eu
+root=$1
+mount -t proc proc "$root/proc"
+mount --bind "$root/proc/sys" "$root/proc/sys"
+mount -o remount,bind,ro "$root/proc/sys"
+mount -t sysfs -o ro sysfs "$root/sys"
+mount -t cgroup2 none "$root/sys/fs/cgroup"
+for dir in run tmp; do mount -t tmpfs none "$root/$dir"; done
+mount -t tmpfs -o mode=755 none "$root/dev"
+for node in null zero full random urandom tty; do touch "$root/dev/$node"; mount --bind "/dev/$node" "$root/dev/$node"; done
+mkdir "$root/dev/pts" "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
+touch "$root/dev/console"
+mount --bind "$3/console" "$root/dev/console"
+mount --bind "$2" "$root/mnt"
+mount --bind "$3" "$root/srv"
+: >"$root/etc/fstab"
+echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
+chroot "$root" sh -c '
+    set -eu
+    rm -f /etc/systemd/system/*.wants/*
+    dpkg --install /mnt/trefoil_*_"$ARCH".deb /mnt/trefoil-agent_*_"$ARCH".deb
+    rm -f /etc/systemd/system/*.wants/*
+    trefoil init --operator-dir /tmp/operator --name localhost
+    printf "[gateway]\nlisten = \"127.0.0.1:0\"\n[api]\nlisten = \"127.0.0.1:0\"\n" >/var/lib/trefoil/trefoil.toml
+    chown -R trefoil:trefoil /var/lib/trefoil
+    mkdir -p /etc/trefoil
+    cp /srv/settings/* /etc/trefoil/
+    cp /srv/probe.service /etc/systemd/system/
+' >"$3/installed" 2>&1
+# Not by chroot: who is in one may make no user namespace, and the control plane's unit wants one.
+cd "$root"
+mkdir old
+pivot_root . old
+cd /
+umount -l /old
+export container=other
+exec /lib/systemd/systemd --system --unit=probe.service --show-status=no --log-target=journal
+"#;
+
+/// Starts both services and says what became of them, until the test has seen enough.
+const PROBE: &str = r#"
+echo booted=yes
+systemctl start trefoil.service trefoil-agent.service
+echo "started=$?"
+left=120
+while [ ! -e /srv/done ] && [ "$left" -gt 0 ]; do sleep 1; left=$((left - 1)); done
+echo "payload=$(cat /run/trefoil/payload/app.toml)"
+echo "memory=$(stat -f -c %T /run/trefoil) $(stat -c %a /run/trefoil)"
+for unit in trefoil trefoil-agent; do
+    pid=$(systemctl show -P MainPID "$unit")
+    echo "$unit=$(systemctl is-active "$unit") $(systemctl show -P NRestarts "$unit") $(stat -c %U "/proc/$pid")"
+    echo "$unit-status=$(grep -E '^(CapBnd|NoNewPrivs|Seccomp):' "/proc/$pid/status" | tr -s '\t\n' '  ')"
+done
+echo "log:"
+journalctl --no-pager --output=cat --unit=trefoil.service --unit=trefoil-agent.service | tail -n 40
+systemctl exit
+"#;
+
+#[test]
+fn both_units_run_under_systemd_in_their_sandboxes_and_the_payload_is_delivered() -> Result<()> {
+    let arch = host_arch()?;
+    let (Some(agent), Some(_)) = (package("trefoil-agent", &arch)?, package("trefoil", &arch)?) else { return Ok(()) };
+    if let Some(why) = rig::missing(&[Tool::Swtpm, Tool::Tpm2Tools]) {
+        println!("{why}");
+        return Ok(());
+    }
+    if !sys::is_root() || !Path::new("/lib/systemd/systemd").is_file() {
+        println!("skipped: running the units takes root and an installed systemd");
+        return Ok(());
+    }
+    let tpm = Swtpm::start(EkKind::P384AndRsa)?;
+    tpm.play_firmware()?;
+    let rig = Rig::new(Options { ca: Some(tpm.ca().clone()), ..Options::default() })?;
+    let payload = rig.payload("unit", &[("app.toml", b"answer = 42\n".as_slice())])?;
+    let policy = rig.policy("unit", &tpm, &[7], "[release]\nphase_pcr = 13\n")?;
+    let node = NodeAdd::id(rig.node_id(&tpm)?).payload(&payload).policy(policy);
+    rig.node_add("unit", &node.arg("--interval").arg("1s"))?;
+
+    let shared = rig.dir().join("shared");
+    let dir = shared.join("settings").to_string_lossy().into_owned();
+    let server = rig.gateway().to_string();
+    fs::create_dir(&shared)?;
+    rig.trefoil(&["agent-config", "unit", "--server", &server, "--dir", &dir, "--at", "/etc/trefoil"])?;
+    let conf = shared.join("settings/agent.conf");
+    let text = fs::read_to_string(&conf)?;
+    fs::write(&conf, format!("{text}tcti = {}\n", tpm.tcti()))?;
+    fs::write(shared.join("console"), "")?;
+    fs::write(shared.join("probe.sh"), PROBE)?;
+    let service = "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'exec sh /srv/probe.sh >/srv/said 2>&1'\n";
+    fs::write(shared.join("probe.service"), service)?;
+
+    let empty = Scratch::new("systemd")?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SYSTEMD, "sh"]).arg(empty.path());
+    command.arg(agent.parent().unwrap_or(Path::new("."))).arg(&shared).arg(SYSTEMD_ROOT).env("ARCH", &arch);
+    let systemd = Program::start(Launch::new("systemd in namespaces", command))?;
+    let said = || {
+        let read = |name: &str| fs::read_to_string(shared.join(name)).unwrap_or_default();
+        format!("{}\n{}\n{}\n{}", read("installed"), read("console"), read("said"), systemd.tail(10))
+    };
+    // Installing is the longer part of it; a system that is not up by then has no right to be.
+    let deadline = std::time::Instant::now() + 3 * SOON;
+    while !fs::read_to_string(shared.join("said")).is_ok_and(|text| text.contains("started=")) {
+        if !systemd.is_running() {
+            return match systemd.wait_exit(SOON)?.code() {
+                Some(77 | 78) => {
+                    println!("skipped: this machine gives no overlay or no cgroups: the units were not run");
+                    Ok(())
+                }
+                _ => Err(anyhow!("systemd ended\n{}", said())),
+            };
+        }
+        ensure!(std::time::Instant::now() < deadline, "systemd is not up\n{}", said());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let seen = rig.wait_phase("unit", "delivered", SOON).and_then(|_| rig.wait_trust("unit", "good", SOON));
+    fs::write(shared.join("done"), "")?;
+    let ended = systemd.wait_exit(SOON);
+    seen.map_err(|error| anyhow!("{error:#}\n{}", said()))?;
+    ended.map_err(|error| anyhow!("{error:#}\n{}", said()))?;
+
+    let text = fs::read_to_string(shared.join("said"))?;
+    let answers: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+    let is = |name: &str, expected: &dyn Fn(&str) -> bool| -> Result<()> {
+        ensure!(answers.get(name).is_some_and(|found| expected(found)), "{name}: {:?}\n{}", answers.get(name), said());
+        Ok(())
+    };
+    is("started", &|found| found == "0")?;
+    is("payload", &|found| found == "answer = 42")?;
+    is("memory", &|found| ["ramfs 700", "tmpfs 700"].contains(&found))?;
+    is("trefoil", &|found| found == "active 0 trefoil")?;
+    is("trefoil-agent", &|found| found == "active 0 root")?;
+    is("trefoil-status", &|found| {
+        found.contains("CapBnd: 0000000000000000") && found.contains("NoNewPrivs: 1") && found.contains("Seccomp: 2")
+    })?;
+    is("trefoil-agent-status", &|found| found.contains("NoNewPrivs: 1") && found.contains("Seccomp: 2"))
 }

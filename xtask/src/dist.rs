@@ -78,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         };
         if let Some(measured) = &measured {
             kept &= measured.print();
+            bootstrap_others(&agents, &control_plane)?;
         }
         if let (Some(file), Some(measured)) = (&arguments.json, &measured) {
             let text = serde_json::to_string_pretty(&figures(&agents, measured))?;
@@ -103,10 +104,19 @@ pub(crate) fn check(control_plane: &Path) -> Result<Counts> {
         add(agent.print());
     }
     add(measure::run(&native(&agents)?.path, control_plane).context("measuring the agent")?.print());
+    counts += bootstrap_others(&agents, control_plane)?;
+    Ok(counts)
+}
+
+/// A node's bootstrap with each agent that this machine has to emulate.
+fn bootstrap_others(agents: &[Agent], control_plane: &Path) -> Result<Counts> {
+    let mut counts = Counts::default();
     for arch in ARCHES.into_iter().filter(|&arch| arch != ARCH) {
         counts += match agents.iter().find(|agent| agent.target.arch == arch) {
+            // That it was not built has been said.
             None => Counts::SKIPPED,
-            Some(agent) => measure::bootstrap_emulated(agent, control_plane)?,
+            Some(agent) => measure::bootstrap_emulated(agent, control_plane)
+                .with_context(|| format!("the agent for {arch} under qemu-user"))?,
         };
     }
     Ok(counts)

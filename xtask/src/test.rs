@@ -101,6 +101,12 @@ fn full(report: &mut Report) {
     }
     if built {
         report.step("the static agent", || dist::check(&tools::target_dir().join("debug/trefoil")));
+        // The agent as it is shipped makes other system calls than one with another C library.
+        report.step("confinement of the static agent", || {
+            let mut suite = Suite { files: vec!["hardening".into()], ..Suite::default() };
+            suite.environment.insert("TREFOIL_AGENT_STATIC", dist::dir().join("trefoil-agent").into());
+            suite.run()
+        });
     }
     report.step("the static agent, built in two places", dist::check_reproducible);
     if built {

@@ -41,11 +41,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.list {
         return list();
     }
-    let mut tools = vec![Tool::CCompiler, Tool::Sbsign, Tool::Mtools];
+    let mut tools = vec![Tool::CCompiler, Tool::Sbsign, Tool::Mtools, Tool::Mmdebstrap];
     tools.extend(TOOLS);
     apt::ensure(&tools)?;
     hil::build_programs()?;
     let counts = scenarios(arguments.scenario.as_deref(), arguments.keep)?;
+    if arguments.keep {
+        println!("kept: {}, and what else begins so", env::temp_dir().join("trefoil-scratch-*-vm").display());
+    }
     println!("{counts}");
     if counts.passed + counts.failed + counts.skipped == 0 {
         bail!("no scenario has that in its name; cargo xtask vm --list prints them");

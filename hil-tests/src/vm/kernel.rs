@@ -83,22 +83,27 @@ fn unpacked_newest(prefix: &str, wanted: impl Fn() -> Result<String>) -> Result<
     let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = rig::target_dir().join("vm");
     fs::create_dir_all(&dir)?;
-    let wanted = || wanted().and_then(|package| with_version(&package));
-    let mut named = wanted();
-    if named.is_err() && sys::is_root() {
-        // A machine that has never asked for its packages' names, perhaps.
-        spawn::run(Command::new("apt-get").args(["-q", "update"]))?;
-        named = wanted();
-    }
-    let package = match named {
-        Ok(package) => package,
-        Err(error) => return newest(&dir, prefix)?.ok_or(error),
+    let find = || -> Result<PathBuf> {
+        let package = wanted().and_then(|package| with_version(&package))?;
+        let root = dir.join(&package);
+        if !root.is_dir() {
+            fetch(&dir, &package).with_context(|| format!("fetching the package {package}"))?;
+        }
+        Ok(root)
     };
-    let root = dir.join(&package);
-    if !root.is_dir() {
-        fetch(&dir, &package).with_context(|| format!("fetching the package {package}"))?;
+    let mut found = find();
+    // Lists that were never fetched, or that name a version which is gone, perhaps.
+    if found.is_err() && sys::is_root() && spawn::run(Command::new("apt-get").args(["-q", "update"])).is_ok() {
+        found = find();
     }
-    Ok(root)
+    match found {
+        Ok(root) => Ok(root),
+        Err(error) => {
+            let root = newest(&dir, prefix)?.ok_or_else(|| anyhow!("{error:#}"))?;
+            eprintln!("{error:#}; {} serves", root.display());
+            Ok(root)
+        }
+    }
 }
 
 /// The kernel's package: the one that `linux-image-amd64` depends on.

@@ -25,8 +25,17 @@ const PROMPT: &str = "Disk root: no key was delivered. Passphrase: ";
 /// What the root file system's first program says.
 const ROOT_IS_UP: &str = "ROOT IS UP";
 /// What an image for these machines needs.
-pub(crate) const MODULES: [&str; 8] =
-    ["virtio_pci", "virtio_net", "virtio_blk", "ext4", "dm_crypt", "xts", "aesni_intel", "algif_skcipher"];
+pub(crate) const MODULES: [&str; 9] = [
+    "virtio_pci",
+    "virtio_net",
+    "virtio_blk",
+    "ext4",
+    "crc32c_generic",
+    "dm_crypt",
+    "xts",
+    "aesni_intel",
+    "algif_skcipher",
+];
 /// Nothing is measured by IMA here: what runs in the root file system is another scenario's subject.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet root=/dev/mapper/root ro ip=dhcp";
 

@@ -54,7 +54,7 @@ impl Measured {
         let Self { peak_kb, anonymous_kb, cpu_ms, rounds } = *self;
         let verdict = |kept: bool| if kept { "" } else { "  MISSED" };
         let (peak, anonymous) = (peak_kb <= MAX_PEAK_KB, anonymous_kb <= MAX_ANONYMOUS_KB);
-        let mib = PAYLOAD_FILES * PAYLOAD_FILE_LEN >> 20;
+        let mib = (PAYLOAD_FILES * PAYLOAD_FILE_LEN) >> 20;
         println!("{peak_kb:>12} kB     peak memory with a payload of {mib} MiB (limit {MAX_PEAK_KB}){}", verdict(peak));
         println!("{anonymous_kb:>12} kB     of it anonymous, at most (limit {MAX_ANONYMOUS_KB}){}", verdict(anonymous));
         println!(
@@ -186,6 +186,8 @@ impl Bench {
         fs::set_permissions(parent, fs::Permissions::from_mode(0o700))?;
         let mut command = self.rig.agent_command(&self.tpm.tcti(), &config)?;
         command.arg("--payload-dir").arg(&dir).args(["--log", "info"]);
+        // Not this machine's own.
+        command.arg("--cryptsetup-keys-dir").arg(parent.join("disk-keys"));
         Ok(Running { program: Program::start(Launch::new("the agent", command))? })
     }
 

@@ -75,11 +75,15 @@ const PARTS: &[Part] = &[
         crates: &["sha1", "sha2", "hmac", "hkdf", "digest", "block_buffer", "crypto_common", "cpufeatures"],
         purpose: "everything that is bound, derived or measured",
     },
-    Part { name: "HPKE", crates: &["hpke"], purpose: "opening the two shares, sealed to NK" },
     Part {
-        name: "postcard and serde",
-        crates: &["postcard", "serde", "serde_core", "cobs"],
-        purpose: "bodies of messages",
+        name: "key derivation",
+        crates: &["hpke", "protocol::crypto"],
+        purpose: "HPKE for the two shares, K_b and what is derived of it, manifest, payload",
+    },
+    Part {
+        name: "messages",
+        crates: &["postcard", "serde", "serde_core", "cobs", "protocol::message"],
+        purpose: "bodies of requests and answers, by postcard",
     },
     Part {
         name: "containers and helpers",
@@ -110,13 +114,18 @@ const PARTS: &[Part] = &[
     Part {
         name: "protocol: the rest",
         crates: &["protocol"],
-        purpose: "messages, key derivation, the payload's container",
+        purpose: "decoding, identifiers, the payload's container",
     },
     Part { name: "the agent's core", crates: &["agent_minimal"], purpose: "one connection as a state machine" },
     Part {
+        name: "the agent's TPM driver",
+        crates: &["trefoil_agent::tpm"],
+        purpose: "EK, AK, sessions and quotes, on a device or a socket",
+    },
+    Part {
         name: "the agent's program",
         crates: &["trefoil_agent"],
-        purpose: "settings, TPM device, logs, payload, supervision",
+        purpose: "settings, logs, payload, hardening, supervision",
     },
     Part {
         name: "Rust's standard library",
@@ -124,6 +133,7 @@ const PARTS: &[Part] = &[
             "std",
             "core",
             "alloc",
+            "__rustc",
             "compiler_builtins",
             "hashbrown",
             "memchr",
@@ -230,7 +240,7 @@ impl Table {
         let (names, lens): (Vec<&str>, Vec<u64>) = unknown.map(|(name, len)| (name.as_str(), *len)).unzip();
         rows.push((lens.iter().sum(), "what the loader needs".into(), names.join(", ")));
         rows.retain(|(len, _, _)| *len > 0);
-        rows.sort_by(|one, other| other.0.cmp(&one.0));
+        rows.sort_by_key(|row| std::cmp::Reverse(row.0));
         let mut text = String::from("| part | bytes | share | what it is for |\n|---|---:|---:|---|\n");
         for (len, name, purpose) in rows {
             text.push_str(&format!("| {name} | {len} | {} | {purpose} |\n", self.share(len)));
@@ -330,7 +340,8 @@ mod tests {
     fn a_module_has_a_part_of_its_own_before_its_crate() {
         let part = |name: &str| PARTS.iter().find(|part| part.has(name)).unwrap().name;
         assert_eq!(part("protocol::tpm"), "protocol: TPM");
-        assert_eq!(part("protocol::message"), "protocol: the rest");
+        assert_eq!(part("protocol::message"), "messages");
+        assert_eq!(part("protocol::id"), "protocol: the rest");
         assert_eq!(part("trefoil_agent::tls"), "TLS 1.3");
         assert!(!PARTS.iter().any(|part| part.has("protocols")));
     }

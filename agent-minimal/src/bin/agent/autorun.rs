@@ -199,17 +199,20 @@ pub(crate) struct Runner {
     running: Option<Autorun>,
     /// The worker there is now has asked.
     asked: bool,
+    /// The worker there is now started what runs, and is owed what comes of it.
+    owed: bool,
 }
 
 impl Runner {
     /// Nothing runs yet.
     pub(crate) fn new(directory: &Path, allowed: bool, limit: Duration) -> Self {
-        Self { directory: directory.to_owned(), allowed, limit, running: None, asked: false }
+        Self { directory: directory.to_owned(), allowed, limit, running: None, asked: false, owed: false }
     }
 
     /// From here on another worker asks. What runs for the one before runs on, and is told nobody.
     pub(crate) fn new_worker(&mut self) {
         self.asked = false;
+        self.owed = false;
     }
 
     /// Starts autorun, or says why not.
@@ -229,6 +232,7 @@ impl Runner {
             Ok(Some(autorun)) => {
                 log::info!("autorun has started");
                 self.running = Some(autorun);
+                self.owed = true;
                 None
             }
             Err(why) => {
@@ -248,21 +252,34 @@ impl Runner {
         self.running.as_ref().map(Autorun::left)
     }
 
-    /// Looks after a running autorun; what came of it, once that is known. `worker` is the other child of this process.
+    /// Looks after a running autorun; what came of it, once that is known and somebody waits for it. `worker` is the other
+    /// child of this process.
     pub(crate) fn poll(&mut self, worker: u32) -> Option<Outcome> {
         let autorun = self.running.as_mut()?;
         while sys::bury_orphan(&[worker, autorun.child.id()]) {}
-        let outcome = match autorun.poll() {
-            Ok(None) => return None,
-            Ok(Some(outcome)) => outcome,
+        let ended = self.ended()?;
+        finish(worker);
+        ended
+    }
+
+    /// `None` while it runs; else what the worker there is now has to be told.
+    fn ended(&mut self) -> Option<Option<Outcome>> {
+        let outcome = match self.running.as_mut()?.poll() {
+            Ok(outcome) => outcome?,
             Err(why) => {
                 log::error!("autorun is lost sight of: {why}");
                 Outcome::Ended { code: 125, tail: why.to_string().into_bytes() }
             }
         };
         self.running = None;
-        finish(worker);
-        Some(outcome)
+        if std::mem::take(&mut self.owed) {
+            return Some(Some(outcome));
+        }
+        // Another worker, which would take it for the outcome of one that it asks for later.
+        if let Outcome::Ended { code, .. } = outcome {
+            log::warn!("autorun has ended with status {code}; the worker that asked for it is gone, so nobody is told");
+        }
+        Some(None)
     }
 }
 
@@ -270,6 +287,7 @@ impl Drop for Runner {
     fn drop(&mut self) {
         // The last worker is gone by now.
         if let Some(mut autorun) = self.running.take() {
+            log::warn!("autorun is still running, and is ended");
             if let Err(why) = autorun.end() {
                 log::warn!("autorun cannot be ended: {why}");
             }
@@ -375,10 +393,57 @@ mod tests {
     #[test]
     fn autorun_that_takes_too_long_is_stopped_with_its_children() {
         let start = Instant::now();
-        let (code, tail) = run("#!/bin/sh\necho begun; sleep 100\n", Duration::from_millis(300));
+        let (code, tail) = run("#!/bin/sh\necho begun; sleep 100\n", Duration::from_secs(3));
         assert_eq!(code, 128 + libc::SIGKILL);
         assert!(tail.starts_with("begun\n\n(stopped"), "{tail}");
         assert!(start.elapsed() < Duration::from_secs(20));
+    }
+
+    fn ended(runner: &mut Runner) -> Option<Outcome> {
+        loop {
+            match runner.ended() {
+                Some(told) => return told,
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    #[test]
+    fn outcome_is_told_to_the_worker_that_asked_and_to_none_after_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let program = scratch.path().join("autorun");
+        fs::write(&program, "#!/bin/sh\nexit 3\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let start = |runner: &mut Runner| {
+            // As above: busy for a moment.
+            while let Some(Outcome::Ended { code: 126, tail }) = runner.start() {
+                assert!(String::from_utf8_lossy(&tail).contains("busy"), "{tail:?}");
+                runner.new_worker();
+            }
+        };
+        let mut runner = Runner::new(scratch.path(), true, AUTORUN_LIMIT);
+        start(&mut runner);
+        runner.new_worker();
+        assert_eq!(ended(&mut runner), None);
+        start(&mut runner);
+        runner.new_worker();
+        assert!(matches!(runner.start(), Some(Outcome::Ended { code: 126, .. })), "one runs still");
+        assert_eq!(ended(&mut runner), None);
+        runner.new_worker();
+        start(&mut runner);
+        assert_eq!(ended(&mut runner), Some(Outcome::Ended { code: 3, tail: Vec::new() }));
+        assert!(matches!(runner.start(), Some(Outcome::Ended { code: 126, .. })), "it was asked for already");
+    }
+
+    #[test]
+    fn autorun_that_the_settings_forbid_is_not_started() {
+        let scratch = tempfile::tempdir().unwrap();
+        let program = scratch.path().join("autorun");
+        fs::write(&program, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let mut runner = Runner::new(scratch.path(), false, AUTORUN_LIMIT);
+        assert!(matches!(runner.start(), Some(Outcome::Ended { code: 126, .. })));
+        assert!(runner.left().is_none() && runner.output().is_none());
     }
 
     #[test]

@@ -290,7 +290,8 @@ fn parse(args: impl Iterator<Item = String>, kernel: &str, default_file: &Path) 
     let (mut file, mut check, mut json, mut worker, mut print) = (None, false, false, None, None);
     let mut args = args;
     while let Some(arg) = args.next() {
-        let place = || format!("argument {arg}");
+        // Without its value, which may be a join token.
+        let place = || format!("argument {}", arg.split_once('=').map_or(arg.as_str(), |(name, _)| name));
         let Some(name) = arg.strip_prefix("--") else {
             return error(place(), "is not a flag; see --help");
         };
@@ -400,7 +401,8 @@ fn from_file(path: &Path, text: &str) -> Result<Values, ConfigError> {
         let place = || format!("{} line {}", path.display(), number + 1);
         let (name, value) = match line.split_once('=') {
             Some((name, value)) => (name.trim_end(), value.trim()),
-            None => return error(place(), format_args!("`{line}` is not of the form `name = value`")),
+            // Not repeated: it may hold a join token.
+            None => return error(place(), "is not of the form `name = value`"),
         };
         let value = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value);
         values.set(name, value, Source::File).or_else(|what| error(place(), what))?;

@@ -95,11 +95,29 @@ pub(crate) fn run(settings: Settings, started: Instant) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut drive = Drive { settings, booted, logs, started, delivered: false, faulty: false, autorun: false, patience: Patience::default(), fetched: Vec::new() };
+    let mut drive = Drive {
+        settings,
+        booted,
+        logs,
+        started,
+        settled: false,
+        delivered: false,
+        faulty: false,
+        autorun: false,
+        patience: Patience::default(),
+        fetched: Vec::new(),
+    };
     backoff.reset();
     // A server is stayed with until it fails; then the next one is tried at once, and only a whole turn waits.
     let mut failed = 0;
     for server in drive.settings.servers.clone().iter().cycle() {
+        // The connection that delivered may have broken while autorun ran; another has no use for what came of it.
+        if drive.settings.once {
+            _ = drive.autorun_ended();
+        }
+        if drive.is_done() {
+            return ExitCode::SUCCESS;
+        }
         if confined.is_outdated() {
             log::info!("a file that this process may read has been replaced; another process begins anew");
             return ExitCode::from(RENEW_STATUS);
@@ -166,6 +184,9 @@ struct Drive {
     booted: Booted,
     logs: Logs,
     started: Instant,
+    /// The payload is in place, and nothing more will come of its confirmation: what `once` waits for.
+    settled: bool,
+    /// A summary of the bootstrap was written.
     delivered: bool,
     /// The TPM did not do what it was asked for last; the parent was told.
     faulty: bool,
@@ -189,7 +210,6 @@ struct Session<'c, 'p> {
     closing: Option<String>,
     /// What kept the payload from being put in place was this machine's.
     not_stored: bool,
-    done: bool,
 }
 
 impl Drive {
@@ -198,7 +218,7 @@ impl Drive {
         log::debug!("the gateway has proven itself");
         if self.booted.placed.is_some_and(|placed| placed.proof.is_some()) {
             // An earlier session may have ended between the placing and the phase PCR: confirmed is only what it says.
-            self.booted.enter_phase(&self.settings).map_err(|why| why.to_string())?;
+            self.booted.enter_phase(&self.settings).map_err(|why| self.fault(&why))?;
         }
         let facts = self.facts(*connection.server().certificate_digest());
         let home = self.booted.home.clone();
@@ -213,7 +233,6 @@ impl Drive {
             tpm_before: self.booted.tpm.spent(),
             closing: None,
             not_stored: false,
-            done: false,
         };
         let mut machine = Machine::new(&facts, 0).map_err(|why| why.to_string())?;
         let mut buf = vec![0; 2048];
@@ -227,7 +246,7 @@ impl Drive {
                 session.connection.close();
                 return Ok(End::Again(why));
             }
-            if session.done && !self.autorun && self.settings.once {
+            if self.is_done() {
                 session.connection.close();
                 return Ok(End::Done);
             }
@@ -346,8 +365,7 @@ impl Drive {
                 if let Some(placed) = &mut self.booted.placed {
                     placed.proof = None;
                 }
-                // It is in place, and nothing more will come of it.
-                session.done = true;
+                self.settled = true;
             }
             Output::Close(reason) => {
                 session.closing.get_or_insert_with(|| close_words(reason));
@@ -490,7 +508,7 @@ impl Drive {
 
     /// The tenant has the confirmation; a summary of the bootstrap, and for `once` the end.
     fn tell_delivered(&mut self, session: &mut Session<'_, '_>) {
-        session.done = true;
+        self.settled = true;
         if std::mem::replace(&mut self.delivered, true) {
             return;
         }
@@ -529,19 +547,34 @@ impl Drive {
     }
 
     fn poll_autorun(&mut self, session: &mut Session<'_, '_>, machine: &mut Machine<'_>) -> Result<(), String> {
+        match self.autorun_ended() {
+            Some((code, tail)) => {
+                session.input(machine, Input::AutorunEnded { code, text: &tail })?;
+                session.flush(machine)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Status and end of the output of an autorun that has ended since it was asked last.
+    fn autorun_ended(&mut self) -> Option<(i32, Vec<u8>)> {
         if !self.autorun {
-            return Ok(());
+            return None;
         }
         let outcome = line::autorun_outcome();
         self.autorun = matches!(outcome, Ok(None));
         let (code, tail) = match outcome {
-            Ok(None | Some(Outcome::None)) => return Ok(()),
+            Ok(None | Some(Outcome::None)) => return None,
             Ok(Some(Outcome::Ended { code, tail })) => (code, tail),
             Err(why) => (125, why.to_string().into_bytes()),
         };
         log::info!("autorun has ended with status {code}");
-        session.input(machine, Input::AutorunEnded { code, text: &tail })?;
-        session.flush(machine)
+        Some((code, tail))
+    }
+
+    /// `once`, and there is nothing left to wait for.
+    fn is_done(&self) -> bool {
+        self.settings.once && self.settled && !self.autorun
     }
 }
 

@@ -18,6 +18,9 @@ use crate::{autorun::Outcome, sys};
 
 /// Longer words are cut: they are for one line of a console.
 const MAX_WORDS: usize = 512;
+/// Messages that are taken together: more than the kernel keeps, so that all is heard of a worker that has ended, and no
+/// other keeps the parent listening.
+const MAX_HEARD: usize = 4096;
 
 /// What the worker says about how far it came.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -113,8 +116,9 @@ impl ToWorker {
     /// Takes what the worker has said since.
     pub(crate) fn hear(&self, standing: &mut Standing) {
         let mut buf = [0; 1 + MAX_WORDS];
-        // An error is the end of what is there; the worker's own end is known by its signal.
-        while let Ok(len) = self.0.recv(&mut buf) {
+        for _ in 0..MAX_HEARD {
+            // An error is the end of what is there; the worker's own end is known by its signal.
+            let Ok(len) = self.0.recv(&mut buf) else { break };
             let Some((kind, words)) = buf.get(..len).and_then(<[u8]>::split_first) else { continue };
             standing.wants_autorun |= *kind == ASK_AUTORUN;
             if let Some(news) = News::ALL.into_iter().find(|news| *news as u8 == *kind) {

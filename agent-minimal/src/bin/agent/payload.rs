@@ -27,7 +27,7 @@ use crate::{
     sys::{self, Directory, FileSystem},
 };
 
-/// Memory that has to stay free beside a payload, on a file system that has no limit of its own.
+/// Memory that has to stay free beside a payload that cannot be swapped out.
 const MEMORY_MARGIN: u64 = 8 * 1024 * 1024;
 const RECORD_MAGIC: &[u8; 16] = b"trefoil-placed-1";
 const RECORD_LEN: usize = 16 + 16 + 8 + 1 + 32;
@@ -207,11 +207,10 @@ impl PayloadDir {
         let there = self.parent.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
         let (kind, free) =
             sys::file_system(there).map_err(|why| PayloadError::io("asking for the file system", why))?;
-        match kind {
-            FileSystem::Tmpfs => Ok(free),
-            FileSystem::Ramfs => Ok(available_memory().unwrap_or(0).saturating_sub(MEMORY_MARGIN)),
-            FileSystem::Other(_) => Err(PayloadError::NotInMemory(there.display().to_string())),
-        }
+        let stays_in_memory = kind == FileSystem::Ramfs || is_noswap(there).unwrap_or(false);
+        let memory = if stays_in_memory { available_memory() } else { None };
+        usable(kind, stays_in_memory, free, memory)
+            .ok_or_else(|| PayloadError::NotInMemory(there.display().to_string()))
     }
 
     /// Whether plaintext here could be written to a swap device.
@@ -446,6 +445,18 @@ fn decode_record(bytes: &[u8]) -> Result<(Placed, u64), CodecError> {
     };
     reader.finish()?;
     Ok((Placed { sealing_id, proof, autorun }, inode))
+}
+
+/// How many bytes of plaintext a file system can take; `None` if it is not one in memory. What is kept from swap has to
+/// fit the memory that is available, whatever limit its file system has.
+fn usable(kind: FileSystem, stays_in_memory: bool, free: u64, memory: Option<u64>) -> Option<u64> {
+    let memory = memory.map(|memory| memory.saturating_sub(MEMORY_MARGIN));
+    match kind {
+        FileSystem::Tmpfs if stays_in_memory => Some(memory.map_or(free, |memory| memory.min(free))),
+        FileSystem::Tmpfs => Some(free),
+        FileSystem::Ramfs => Some(memory.unwrap_or(0)),
+        FileSystem::Other(_) => None,
+    }
 }
 
 /// Memory that can be had without swapping, in bytes.

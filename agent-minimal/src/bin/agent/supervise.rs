@@ -75,7 +75,10 @@ pub(crate) fn run(
     mut clean: impl FnMut(),
 ) -> io::Result<i32> {
     sys::hold_signals()?;
-    sys::adopt_orphans()?;
+    if let Err(why) = sys::adopt_orphans() {
+        // Every kernel of today can; an emulator of another processor may not.
+        log::warn!("what autorun leaves behind cannot be ended: {why}");
+    }
     let signals = sys::signals()?;
     let deadline = limit.map(|limit| Instant::now() + limit);
     let mut backoff = Backoff::default();
@@ -92,7 +95,11 @@ pub(crate) fn run(
             End::TooLate => return Ok(too_late(standing)),
         };
         match status.code() {
-            Some(code) if code != PANIC_STATUS && code != i32::from(RENEW_STATUS) => return Ok(code),
+            Some(code) if code != PANIC_STATUS && code != i32::from(RENEW_STATUS) => {
+                // The worker that asked for autorun waits for it; one that came after it knows of none.
+                let asked = if code == 0 { await_autorun(&signals, &mut autorun, deadline)? } else { None };
+                return Ok(asked.map_or(code, |signal| 128 + signal));
+            }
             _ => {}
         }
         if start.elapsed() >= HEALTHY {
@@ -175,13 +182,14 @@ fn watch(
             log::warn!("the worker cannot be told what came of autorun: {why}");
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let wait = [left, autorun.left()].into_iter().flatten().min();
-        let readable = sys::wait_readable_any([Some(signals.as_fd()), Some(line.as_fd()), autorun.output()], wait)?;
-        if !readable && left.is_some_and(|left| left.is_zero() || Some(left) == wait) {
+        // Whatever there is to read: who always has something to say gets no more time for it.
+        if left.is_some_and(|left| left.is_zero()) {
             stop(worker)?;
             line.hear(standing);
             return Ok(End::TooLate);
         }
+        let wait = [left, autorun.left()].into_iter().flatten().min();
+        sys::wait_readable_any([Some(signals.as_fd()), Some(line.as_fd()), autorun.output()], wait)?;
         match sys::wait_signal(Some(Duration::ZERO))? {
             Some(libc::SIGCHLD) | None => {}
             Some(signal) => {
@@ -191,6 +199,22 @@ fn watch(
             }
         }
     }
+}
+
+/// Waits for a running autorun, as long as it may take; a signal that asks for the end is given back.
+fn await_autorun(signals: &impl AsFd, autorun: &mut Runner, deadline: Option<Instant>) -> io::Result<Option<i32>> {
+    while let (None, Some(may_take)) = (autorun.poll(0), autorun.left()) {
+        let left = deadline.map_or(may_take, |deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_zero() && deadline.is_some() {
+            break;
+        }
+        sys::wait_readable_any([Some(signals.as_fd()), autorun.output(), None], Some(left.min(may_take)))?;
+        match sys::wait_signal(Some(Duration::ZERO))? {
+            Some(libc::SIGCHLD) | None => {}
+            asked => return Ok(asked),
+        }
+    }
+    Ok(None)
 }
 
 /// Says what came of it all, and gives the exit code that `--help` has for it.
@@ -278,6 +302,38 @@ mod tests {
         let (sum, most) = (tries.iter().sum::<usize>(), tries.iter().copied().max().unwrap());
         assert!((3_000..8_000).contains(&sum), "{sum}");
         assert!(most < 60, "{most} in one second");
+    }
+
+    fn watched(script: &str, limit: Option<Duration>) -> (End, Standing) {
+        let (line, stdin) = ToWorker::new().unwrap();
+        let mut worker = Command::new("/bin/sh").args(["-c", script]).stdin(stdin).spawn().unwrap();
+        let (mut standing, mut autorun) =
+            (Standing::default(), Runner::new(Path::new("/nonexistent"), true, Duration::from_secs(1)));
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        let end = watch(&mut worker, &sys::signals().unwrap(), &line, &mut standing, &mut autorun, deadline).unwrap();
+        assert!(worker.try_wait().unwrap().is_some(), "it lives on");
+        (end, standing)
+    }
+
+    #[test]
+    fn a_worker_that_never_stops_talking_gets_no_more_time() {
+        let (end, standing) = watched("while :; do echo ubusy >&0; done", Some(Duration::from_millis(300)));
+        assert!(matches!(end, End::TooLate));
+        assert!(matches!(standing.verdict(), Verdict::NotReached(why) if why == "busy\n"));
+    }
+
+    #[test]
+    fn a_worker_that_says_nothing_is_ended_when_time_is_up() {
+        let (end, _) = watched("exec sleep 1000", Some(Duration::from_millis(50)));
+        assert!(matches!(end, End::TooLate));
+    }
+
+    #[test]
+    fn what_a_worker_said_before_its_end_is_heard() {
+        // The signal that it has ended is another thread's here: it is found out when time is up, and counts.
+        let (end, standing) = watched("echo rno >&0; exit 7", Some(Duration::from_secs(3)));
+        assert!(matches!(end, End::Itself(status) if status.code() == Some(7)));
+        assert!(matches!(standing.verdict(), Verdict::Refused(why) if why == "no\n"));
     }
 
     #[test]

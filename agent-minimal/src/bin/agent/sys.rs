@@ -655,10 +655,15 @@ pub(crate) struct Confinement {
 /// that change the kernel, with files that only their owner can read, within limits and under rules; it ends when its
 /// parent does.
 pub(crate) fn confine(command: &mut std::process::Command, confinement: Confinement) {
+    let parent = std::process::id();
     let child = move || {
         // SAFETY: takes nothing and touches no memory of ours.
         check(unsafe { libc::setsid() })?;
         die_with_parent()?;
+        // It may have died before the kernel was asked.
+        if std::os::unix::process::parent_id() != parent {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
         release_signals()?;
         // SAFETY: takes one integer.
         unsafe { libc::umask(0o077) };

@@ -235,7 +235,7 @@ fn error_names_source_line_and_what_is_wrong() {
         refusal(&[], "", Some("log = info\n\nserverr = x\n")),
         "agent.conf line 3: there is no setting `serverr`; see --help"
     );
-    assert_eq!(refusal(&[], "", Some("once\n")), "agent.conf line 1: `once` is not of the form `name = value`");
+    assert_eq!(refusal(&[], "", Some("once\n")), "agent.conf line 1: is not of the form `name = value`");
     assert_eq!(refusal(&[], "", Some("ek = p256\nek = p384")), "agent.conf line 2: ek is set twice");
     assert_eq!(
         refusal(&[], "trefoil.phasepcr=9", None),
@@ -246,6 +246,7 @@ fn error_names_source_line_and_what_is_wrong() {
     assert_eq!(refusal(&["start"], "", None), "argument start: is not a flag; see --help");
     assert!(refusal(&["--payload-dir", "here"], "", None).contains("absolute path"));
     assert_eq!(refusal(&["--wants", "all"], "", None), "argument --wants: wants is payload or attest");
+    assert_eq!(refusal(&["--wants=all"], "", None), "argument --wants: wants is payload or attest");
     assert!(refusal(&["--config", "/nonexistent/agent.conf"], "", None).starts_with("/nonexistent/agent.conf: cannot"));
 }
 

@@ -33,8 +33,8 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_openat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_statfs, libc::SYS_fstatfs, libc::SYS_getdents64,
     libc::SYS_readlinkat, libc::SYS_faccessat, libc::SYS_mkdirat, libc::SYS_unlinkat, libc::SYS_symlinkat,
     libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_getcwd,
-    // The network. Which kinds of socket there may be is a rule of its own.
-    libc::SYS_connect, libc::SYS_bind, libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_sendmsg, libc::SYS_recvmsg,
+    // The network. Which kinds of socket there may be, and that sending does not connect, are rules of their own.
+    libc::SYS_connect, libc::SYS_bind, libc::SYS_recvfrom, libc::SYS_recvmsg,
     libc::SYS_shutdown, libc::SYS_setsockopt, libc::SYS_getsockopt, libc::SYS_getsockname, libc::SYS_getpeername,
     // Memory. Making it executable is a rule of its own.
     libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_brk,
@@ -63,11 +63,15 @@ const FAMILIES: &[u32] = &[libc::AF_INET as u32, libc::AF_INET6 as u32];
 #[cfg(target_env = "gnu")]
 #[rustfmt::skip]
 const LIBRARY: &[c_long] = &[
-    libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_sendmmsg, libc::SYS_recvmmsg, libc::SYS_uname, libc::SYS_sysinfo,
+    libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_recvmmsg, libc::SYS_uname, libc::SYS_sysinfo,
     libc::SYS_geteuid, libc::SYS_getuid, libc::SYS_prlimit64, libc::SYS_rseq, libc::SYS_set_robust_list,
 ];
 #[cfg(not(target_env = "gnu"))]
 const LIBRARY: &[c_long] = &[];
+
+/// What protocol a socket may be made for: its kind's own, TCP, UDP. Landlock's rules for ports hold for none that can do
+/// TCP's work beside it (MPTCP, SCTP, SMC).
+const PROTOCOLS: &[u32] = &[0, libc::IPPROTO_TCP as u32, libc::IPPROTO_UDP as u32];
 
 const MAX_LEN: usize = 320;
 
@@ -123,12 +127,24 @@ impl Program {
         self.push(RETURN, REFUSE, 0, 0)
     }
 
-    /// One call, deadly where an argument has one of these bits, and else allowed.
-    const fn deadly_with(self, number: c_long, index: u32, bits: u32) -> Self {
+    /// One call, with this verdict where an argument has one of these bits, and else allowed.
+    const fn but_with(self, number: c_long, index: u32, bits: u32, verdict: u32) -> Self {
         self.push(EQUAL, number as u32, 0, 4)
             .push(LOAD, argument(index), 0, 0)
-            .end_if(ANY_BIT, bits, KILL)
+            .end_if(ANY_BIT, bits, verdict)
             .push(RETURN, ALLOW, 0, 0)
+    }
+
+    /// One call, refused where an argument has none of these values; else what comes next decides.
+    const fn refused_without(mut self, number: c_long, index: u32, values: &[u32]) -> Self {
+        self = self.push(EQUAL, number as u32, 0, (3 + values.len()) as u8).push(LOAD, argument(index), 0, 0);
+        let mut at = 0;
+        while at < values.len() {
+            self = self.push(EQUAL, values[at], (values.len() - at) as u8, 0);
+            at += 1;
+        }
+        // What comes next compares the number again.
+        self.push(RETURN, REFUSE, 0, 0).push(LOAD, NUMBER, 0, 0)
     }
 
     const fn build() -> Self {
@@ -140,8 +156,15 @@ impl Program {
         program = program.end_if_any(&DEADLY, KILL).end_if_any(ALLOWED, ALLOW).end_if_any(OLDER, ALLOW);
         program = program.end_if_any(LIBRARY, ALLOW);
         let exec = libc::PROT_EXEC as u32;
-        program = program.deadly_with(libc::SYS_mmap, 2, exec).deadly_with(libc::SYS_mprotect, 2, exec);
-        program = program.only_with(libc::SYS_socket, 0, FAMILIES);
+        program = program.but_with(libc::SYS_mmap, 2, exec, KILL).but_with(libc::SYS_mprotect, 2, exec, KILL);
+        program = program.refused_without(libc::SYS_socket, 2, PROTOCOLS).only_with(libc::SYS_socket, 0, FAMILIES);
+        // Sending that connects passes by Landlock's rules for ports.
+        let fast_open = libc::MSG_FASTOPEN as u32;
+        program = program.but_with(libc::SYS_sendto, 3, fast_open, REFUSE);
+        program = program.but_with(libc::SYS_sendmsg, 2, fast_open, REFUSE);
+        if cfg!(target_env = "gnu") {
+            program = program.but_with(libc::SYS_sendmmsg, 3, fast_open, REFUSE);
+        }
         // Blocking or not, and nothing that devices understand.
         program = program.only_with(libc::SYS_ioctl, 1, &[libc::FIONBIO as u32]);
         let controls = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
@@ -164,7 +187,14 @@ pub(crate) fn program() -> &'static [sock_filter] {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io, net::TcpListener, os::unix::net::UnixDatagram, process::Command, thread};
+    use std::{
+        fs::File,
+        io::{self, Write as _},
+        net::{TcpListener, TcpStream},
+        os::unix::net::UnixDatagram,
+        process::Command,
+        thread,
+    };
 
     use super::*;
     use crate::sys;
@@ -216,7 +246,16 @@ mod tests {
 
     #[test]
     fn every_other_number_is_refused() {
-        let special = [libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_socket, libc::SYS_ioctl, libc::SYS_fcntl];
+        let special = [
+            libc::SYS_mmap,
+            libc::SYS_mprotect,
+            libc::SYS_socket,
+            libc::SYS_ioctl,
+            libc::SYS_fcntl,
+            libc::SYS_sendto,
+            libc::SYS_sendmsg,
+            libc::SYS_sendmmsg,
+        ];
         for number in 0..1024 {
             let known = [ALLOWED, OLDER, LIBRARY, &DEADLY, &special].iter().any(|list| list.contains(&number));
             if !known {
@@ -251,6 +290,28 @@ mod tests {
         ] {
             assert_eq!(call(libc::SYS_socket, 0, family.into()), expected, "{family}");
         }
+        for (protocol, expected) in [
+            (0, ALLOW),
+            (libc::IPPROTO_TCP, ALLOW),
+            (libc::IPPROTO_UDP, ALLOW),
+            (libc::IPPROTO_MPTCP, REFUSE),
+            (libc::IPPROTO_SCTP, REFUSE),
+            (libc::IPPROTO_ICMP, REFUSE),
+        ] {
+            for family in [libc::AF_INET, libc::AF_INET6] {
+                let arguments = [family as u32, libc::SOCK_STREAM as u32, protocol as u32, 0, 0, 0];
+                assert_eq!(verdict(ARCHITECTURE, libc::SYS_socket, arguments), expected, "{protocol}");
+            }
+            let arguments = [libc::AF_PACKET as u32, libc::SOCK_STREAM as u32, protocol as u32, 0, 0, 0];
+            assert_eq!(verdict(ARCHITECTURE, libc::SYS_socket, arguments), REFUSE, "{protocol}");
+        }
+        for (number, index) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2)] {
+            assert_eq!(call(number, index, libc::MSG_NOSIGNAL.into()), ALLOW);
+            assert_eq!(call(number, index, (libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL).into()), REFUSE);
+        }
+        let many = call(libc::SYS_sendmmsg, 3, libc::MSG_NOSIGNAL.into());
+        assert_eq!(many, if cfg!(target_env = "gnu") { ALLOW } else { REFUSE });
+        assert_eq!(call(libc::SYS_sendmmsg, 3, libc::MSG_FASTOPEN.into()), REFUSE);
         assert_eq!(call(libc::SYS_ioctl, 1, libc::FIONBIO as i64), ALLOW);
         assert_eq!(call(libc::SYS_ioctl, 1, libc::TIOCSTI as i64), REFUSE);
         assert_eq!(call(libc::SYS_fcntl, 1, libc::F_GETFL.into()), ALLOW);
@@ -269,13 +330,17 @@ mod tests {
             eprintln!("skipped: the kernel filters no system calls: {why}");
             return;
         }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
         // A filter is for one thread and what it starts.
-        let filtered = || -> io::Result<()> {
+        let filtered = move || -> io::Result<()> {
             sys::no_new_privileges()?;
             sys::filter_system_calls(program())?;
             assert!(File::open("/proc/self/status").is_ok());
             assert!(TcpListener::bind("127.0.0.1:0").is_err_and(|why| why.raw_os_error() == Some(libc::EPERM)));
             assert!(std::net::UdpSocket::bind("127.0.0.1:0").is_ok());
+            let stream = TcpStream::connect(address)?;
+            assert_eq!((&stream).write(b"x")?, 1);
             assert!(UnixDatagram::pair().is_err());
             let started = Command::new("/bin/true").spawn();
             assert!(started.is_err_and(|why| why.raw_os_error() == Some(libc::EPERM)));

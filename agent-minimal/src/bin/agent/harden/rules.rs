@@ -44,7 +44,7 @@ const fn known(version: u32) -> (u64, u64, u64) {
 #[derive(Debug)]
 pub(super) struct Watched {
     path: PathBuf,
-    file: Option<(u64, u64)>,
+    file: Option<Identity>,
 }
 
 impl Watched {
@@ -52,14 +52,19 @@ impl Watched {
         Self { path: path.to_owned(), file: identity(path) }
     }
 
-    /// Whether something else has this name by now.
+    /// Whether something else has this name by now, or the same is somebody else's: the TPM's device gets its group from udev,
+    /// and what a worker may open was settled when it gave up its privileges.
     pub(super) fn has_moved(&self) -> bool {
         identity(&self.path) != self.file
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+/// Device and inode; owner, group and mode.
+type Identity = (u64, u64, u32, u32, u32);
+
+fn identity(path: &Path) -> Option<Identity> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.uid(), metadata.gid(), metadata.mode()))
 }
 
 /// Rules while they are put together.
@@ -81,15 +86,22 @@ impl Rules {
         Ok(Self { set: Ruleset::new(files, net, scoped)?, files, net, watched: Vec::new() })
     }
 
-    /// Allows `rights` on a file, or on all below a directory. What is not there is not allowed; it is watched for, as is
-    /// what is.
+    /// Allows `rights` on a file, or on all below a directory. What is not there, or not for this user, is not allowed; it is
+    /// watched for, as is what is.
     ///
     /// # Errors
     /// The system's.
     pub(super) fn path(&mut self, path: &Path, rights: u64) -> io::Result<()> {
         self.watched.push(Watched::new(path));
         match self.allow(path, rights, true) {
-            Err(why) if matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+            Err(why)
+                if matches!(
+                    why.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }
@@ -207,6 +219,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_given_another_mode_or_group_has_moved() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("tpmrm0");
+        fs::write(&path, "").unwrap();
+        let there = Watched::new(&path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).unwrap();
+        assert!(there.has_moved());
+        let there = Watched::new(&path);
+        if sys::is_root() {
+            std::os::unix::fs::chown(&path, None, Some(1)).unwrap();
+            assert!(there.has_moved());
+        }
+    }
+
+    #[test]
     fn only_what_a_rule_names_can_be_reached() {
         if let Err(why) = sys::landlock_version() {
             eprintln!("skipped: the kernel has no Landlock: {why}");
@@ -248,6 +276,30 @@ mod tests {
             }
         };
         thread::spawn(restricted).join().unwrap();
+    }
+
+    #[test]
+    fn what_this_user_cannot_reach_costs_none_of_the_other_rules() {
+        if let Err(why) = sys::landlock_version() {
+            eprintln!("skipped: the kernel has no Landlock: {why}");
+            return;
+        }
+        use std::os::unix::fs::PermissionsExt as _;
+        let scratch = tempfile::tempdir().unwrap();
+        let hidden = scratch.path().join("hidden");
+        fs::create_dir(&hidden).unwrap();
+        fs::write(hidden.join("log"), "text").unwrap();
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o000)).unwrap();
+        // Without privileges, which are a thread's own, mode bits count also for root.
+        let restricted = move || {
+            sys::drop_capabilities(0).unwrap();
+            let mut rules = Rules::new().unwrap();
+            rules.path(&hidden.join("log"), READ).unwrap();
+            sys::no_new_privileges().unwrap();
+            rules.restrict().unwrap();
+        };
+        thread::spawn(restricted).join().unwrap();
+        fs::set_permissions(scratch.path().join("hidden"), fs::Permissions::from_mode(0o700)).unwrap();
     }
 
     #[test]

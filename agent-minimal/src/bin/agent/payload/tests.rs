@@ -197,6 +197,19 @@ fn more_than_there_is_room_for_is_refused_at_once() {
 }
 
 #[test]
+fn what_is_kept_from_swap_has_to_fit_memory() {
+    let (free, memory) = (1 << 30, MEMORY_MARGIN + 1000);
+    assert_eq!(usable(FileSystem::Tmpfs, false, free, None), Some(free));
+    assert_eq!(usable(FileSystem::Tmpfs, true, free, Some(memory)), Some(1000));
+    assert_eq!(usable(FileSystem::Tmpfs, true, 10, Some(memory)), Some(10));
+    assert_eq!(usable(FileSystem::Ramfs, true, 0, Some(memory)), Some(1000));
+    for (memory, expected) in [(None, 0), (Some(1), 0)] {
+        assert_eq!(usable(FileSystem::Ramfs, true, free, memory), Some(expected));
+    }
+    assert_eq!(usable(FileSystem::Other(1), true, free, Some(memory)), None);
+}
+
+#[test]
 fn more_than_was_announced_is_refused() {
     let Some(scratch) = scratch() else { return };
     let home = home_at(&scratch.path().join("payload"));
