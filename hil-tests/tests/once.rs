@@ -282,7 +282,7 @@ fn the_time_counts_over_restarts_of_the_worker() -> Result<()> {
 
 /// Starts an agent whose payload has an autorun that runs until [`let_go`], and waits for that to begin.
 fn autorun_is_running(fleet: &Fleet, name: &str, server: SocketAddr) -> Result<(Swtpm, Agent)> {
-    let script = b"#!/bin/sh\n: > begun\nwhile [ ! -e go ]; do sleep 0.05; done\n: > ended\n";
+    let script = b"#!/bin/sh\necho $$ > begins\nmv begins begun\nwhile [ ! -e go ]; do sleep 0.05; done\n: > ended\n";
     let payload = fleet.rig.payload(name, &[("autorun", script.as_slice())])?;
     fs::set_permissions(payload.join("autorun"), fs::Permissions::from_mode(0o755))?;
     let tpm = fleet.tpm(EkKind::P256)?;
@@ -343,6 +343,24 @@ fn autorun_ends_by_itself_though_the_worker_that_asked_for_it_has_died() -> Resu
     // The next worker finds all in place and ends.
     agent.wait_for_line_from(from, SOON, |line| line.contains("in place already"))?;
     let_go(&agent)
+}
+
+#[test]
+fn autorun_ends_with_an_agent_that_is_killed() -> Result<()> {
+    need_tpm!();
+    let fleet = Fleet::shared()?;
+    let (_tpm, agent) = autorun_is_running(&fleet, "killed-with", fleet.rig.gateway())?;
+    let pid: u32 = fs::read_to_string(agent.payload_dir().join("begun"))?.trim().parse()?;
+    let runs = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|line| !line.contains(") Z "));
+    ensure!(runs(), "autorun does not run");
+    agent.signal(sys::SIGKILL)?;
+    let deadline = Instant::now() + SOON;
+    while runs() {
+        ensure!(Instant::now() < deadline, "autorun runs on without the agent");
+        thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(!agent.payload_dir().join("ended").exists(), "it ended by itself");
+    Ok(())
 }
 
 #[test]

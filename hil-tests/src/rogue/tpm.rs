@@ -423,6 +423,11 @@ impl Batch {
             Err(ResponseError::Tpm(code)) if code.base() == TpmRc::HANDLE => return Ok(None),
             Err(error) => return Err(error).context("TPM2_NV_ReadPublic"),
         };
+        // One that is read in vain where that counts towards a lockout would leave a trace.
+        ensure!(
+            !self.harmless || public.attributes & NV_NO_DA != 0,
+            "NV index 0x{index:08x} counts failed authorisations"
+        );
         let mut bytes = Vec::new();
         while bytes.len() < usize::from(public.data_len) {
             let offset = u16::try_from(bytes.len())?;
@@ -597,6 +602,8 @@ const HARMLESS: [u32; 13] = [0x131, 0x147, 0x14e, 0x151, 0x158, 0x165, 0x169, 0x
 /// How often a command is sent again on the TPM's own wish.
 const MAX_RETRIES: u32 = 20;
 
+/// TPM 2.0 Part 2, TPMA_NV_NO_DA.
+const NV_NO_DA: u32 = 1 << 25;
 /// TPM 2.0 Part 2, TPM_ST.
 const TPM_ST_NO_SESSIONS: u16 = 0x8001;
 const TPM_ST_SESSIONS: u16 = 0x8002;

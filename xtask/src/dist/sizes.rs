@@ -175,7 +175,7 @@ pub(crate) fn run() -> Result<()> {
     let table = Table::of(&elf);
     println!("{}: {} bytes in the file, without its headers\n", target.triple, table.total);
     print!("{}", table.parts());
-    println!("\nThe largest crates (for ours: modules) by themselves:\n");
+    println!("\nThe largest crates (for ours: modules) by themselves; `(C)` is what has no Rust name:\n");
     print!("{}", table.crates(20));
     Ok(())
 }

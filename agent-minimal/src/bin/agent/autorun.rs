@@ -459,8 +459,12 @@ mod tests {
         let script =
             "#!/bin/sh\numask; ulimit -c; ulimit -f; cat /proc/self/environ | tr '\\0' '\\n' | cut -d= -f1 | sort
             grep -E '^(CapBnd|NoNewPrivs|SigBlk)' /proc/self/status; readlink /proc/self/fd/0
-            [ $(cut -d' ' -f6 /proc/self/stat) = $$ ] && echo session\n";
+            [ $(cut -d' ' -f6 /proc/self/stat) = $$ ] && echo session
+            echo files $(ulimit -H -n); mknod null c 1 3 && echo device; :\n";
+        // As in the parent, whose child inherits it.
+        sys::hold_signals().unwrap();
         let (code, tail) = run(script, AUTORUN_LIMIT);
+        sys::release_signals().unwrap();
         let lines: Vec<_> = tail.lines().collect();
         assert_eq!(code, 0, "{tail}");
         assert_eq!(lines[..2], ["0077", "0"]);
@@ -476,6 +480,11 @@ mod tests {
         assert!(names.contains(&&"PATH") && names.contains(&&"TREFOIL_PAYLOAD"), "{tail}");
         assert!(lines.contains(&"NoNewPrivs:\t1") && lines.contains(&"SigBlk:\t0000000000000000"), "{tail}");
         assert!(lines.contains(&"/dev/null") && lines.contains(&"session"), "{tail}");
+        let files = lines.iter().find_map(|line| line.strip_prefix("files ")).unwrap();
+        assert!(files.parse::<u64>().is_ok_and(|files| files <= OPEN_FILES), "{tail}");
+        if sys::landlock_version().is_ok() {
+            assert!(!lines.contains(&"device"), "{tail}");
+        }
         let bound = lines.iter().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap();
         if sys::is_root() {
             let bound = u64::from_str_radix(bound, 16).unwrap();

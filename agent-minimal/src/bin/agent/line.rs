@@ -245,6 +245,7 @@ mod tests {
     fn a_payload_in_place_is_delivered_whatever_comes_later() {
         let news = [(News::Delivered, ""), (News::Fault, "no TPM"), (News::Refused, "confirm")];
         assert_eq!(verdict(&news), Verdict::Unconfirmed);
+        assert_eq!(verdict(&[(News::Delivered, ""), (News::Fault, "no TPM")]), Verdict::Unconfirmed);
     }
 
     #[test]

@@ -761,6 +761,36 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn directory_reads_plain_files_and_waits_for_nobody() {
+        let scratch = tempfile::tempdir().unwrap();
+        let pipe = c_path(&scratch.path().join("pipe")).unwrap();
+        // SAFETY: the path is a NUL-terminated string that lives through the call.
+        check(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }).unwrap();
+        fs::create_dir(scratch.path().join("sub")).unwrap();
+        fs::write(scratch.path().join("file"), "text").unwrap();
+        let directory = Directory::open(scratch.path()).unwrap();
+        assert!(directory.read("file").is_ok());
+        for other in ["pipe", "sub"] {
+            assert_eq!(directory.read(other).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{other}");
+        }
+    }
+
+    #[test]
+    fn root_gains_nothing_back_by_its_number() {
+        if !is_root() {
+            println!("skipped: only root has such rights to lose");
+            return;
+        }
+        // They are a thread's own.
+        let bits = std::thread::spawn(|| {
+            drop_capabilities(0).unwrap();
+            // SAFETY: takes integers and touches no memory of ours.
+            unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) }
+        });
+        assert_eq!(libc::c_ulong::try_from(bits.join().unwrap()).unwrap(), SECURE_BITS);
+    }
+
+    #[test]
     fn rename_new_keeps_what_is_there() {
         let scratch = tempfile::tempdir().unwrap();
         let (one, other) = (scratch.path().join("one"), scratch.path().join("other"));

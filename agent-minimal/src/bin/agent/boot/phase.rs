@@ -126,9 +126,20 @@ fn phase_of(values: &PcrValues, pins: &[u8]) -> Result<Phase, PcrError> {
 
 #[cfg(test)]
 mod tests {
-    use protocol::tpm::alg::HashAlg;
+    use std::path::Path;
+
+    use protocol::{
+        crypto::{container, manifest::TenantSigningKey},
+        id::SealingId,
+        tpm::alg::HashAlg,
+    };
+    use rand_core::OsRng;
 
     use super::*;
+    use crate::{
+        sys::{self, FileSystem},
+        tpm::direct::tests::{direct, swtpm},
+    };
 
     fn values(of: impl Fn(HashAlg) -> Digest) -> PcrValues {
         let mut values = PcrValues::new();
@@ -140,6 +151,57 @@ mod tests {
 
     fn after(bank: HashAlg, events: &[&[u8]]) -> Digest {
         events.iter().fold(Digest::zero(bank), |old, data| extend(bank, &old, &event_digest(bank, data)).unwrap())
+    }
+
+    /// A payload with a disk key, as an earlier process left it.
+    fn put_in_place(home: &PayloadDir) {
+        let key = container::File { path: "cryptsetup/root.key", executable: false, bytes: b"k" };
+        let plaintext = container::write_container(&[key]).unwrap();
+        let mut incoming = home.begin(SealingId([7; 16]), plaintext.len() as u64).unwrap();
+        incoming.write(&plaintext).unwrap();
+        incoming.place(&[9; 32], false).unwrap();
+    }
+
+    #[test]
+    fn a_restart_anywhere_finds_what_is_in_place_and_another_boot_finds_nothing() {
+        let shm = Path::new("/dev/shm");
+        if !matches!(sys::file_system(shm), Ok((FileSystem::Tmpfs, _))) {
+            println!("skipped: no tmpfs at /dev/shm");
+            return;
+        }
+        let Some(swtpm) = swtpm(false) else { return };
+        let mut tpm = direct(&swtpm);
+        let scratch = tempfile::tempdir_in(shm).unwrap();
+        let settings = Settings {
+            payload_dir: scratch.path().join("payload"),
+            keys_dir: scratch.path().join("keys.d"),
+            ..Settings::default()
+        };
+        let (home, keys) = (settings.payload_home(), [TenantSigningKey::generate(&mut OsRng).public()]);
+        let link = settings.keys_dir.join("root.key");
+        let mut enter = || {
+            let (measured, placed) = enter(&mut tpm, &settings, &keys, &home).unwrap();
+            let pins = pins_event(&keys, settings.autorun).unwrap();
+            (measured.says_delivered(), placed.is_some(), read_phase(&mut tpm, settings.phase_pcr, &pins).unwrap())
+        };
+
+        // A directory that outlived its boot.
+        put_in_place(&home);
+        assert!(link.is_symlink());
+        assert_eq!(enter(), (false, false, Phase::Pinned));
+        assert!(home.existing().is_none() && !link.is_symlink());
+        assert_eq!(enter(), (false, false, Phase::Pinned));
+
+        // An end between the renaming and the link, or the phase PCR.
+        put_in_place(&home);
+        std::fs::remove_file(&link).unwrap();
+        assert_eq!(enter(), (true, true, Phase::Delivered));
+        assert!(link.is_symlink());
+        assert_eq!(enter(), (true, true, Phase::Delivered));
+
+        // It was delivered, and is gone.
+        std::fs::remove_dir_all(home.path()).unwrap();
+        assert_eq!(enter(), (false, false, Phase::Delivered));
     }
 
     #[test]

@@ -256,6 +256,29 @@ fn join_token_is_not_taken_from_the_kernel_nor_repeated_in_errors() {
     assert!(refused.contains("every process can read it") && !refused.contains("secret"), "{refused}");
     let refused = refusal(&[], "", Some("join = trefoil-join-secret\n"));
     assert!(refused.starts_with("agent.conf line 1: ") && !refused.contains("secret"), "{refused}");
+    for refused in [
+        refusal(&[], "", Some("join trefoil-join-secret\n")),
+        refusal(&["--join=trefoil-join-secret"], "", None),
+        refusal(&["--join", "trefoil-join-secret"], "", None),
+    ] {
+        assert!(!refused.contains("secret"), "{refused}");
+    }
+}
+
+#[test]
+fn what_only_tests_may_set_is_no_setting_of_an_image() {
+    for setting in [
+        "autorun-limit = 5",
+        "cryptsetup-keys-dir = /x",
+        "boot-log = /x",
+        "ima-log = /x",
+        "command-line = /x",
+        "userspace-log = /x",
+    ] {
+        let (name, value) = setting.split_once(" = ").unwrap();
+        assert!(refusal(&[], "", Some(setting)).contains("there is no setting"), "{setting}");
+        assert!(refusal(&[], &format!("trefoil.{name}={value}"), None).contains("there is no setting"), "{setting}");
+    }
 }
 
 #[test]

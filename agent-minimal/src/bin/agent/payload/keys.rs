@@ -132,11 +132,12 @@ mod tests {
         fs::write(keys.join("there.key"), "an operator's").unwrap();
         symlink("/elsewhere", keys.join("other.key")).unwrap();
         symlink(source.join("gone.key"), keys.join("gone.key")).unwrap();
+        symlink("/elsewhere", keys.join("foreign.key")).unwrap();
         for _ in 0..2 {
             link(&payload, &keys).unwrap();
             let mut found: Vec<_> = fs::read_dir(&keys).unwrap().map(|entry| entry.unwrap().file_name()).collect();
             found.sort();
-            assert_eq!(found, ["data.key", "other.key", "root.key", "there.key"]);
+            assert_eq!(found, ["data.key", "foreign.key", "other.key", "root.key", "there.key"]);
             assert_eq!(fs::read_link(keys.join("root.key")).unwrap(), source.join("root.key"));
             assert_eq!(fs::read(keys.join("data.key")).unwrap(), b"data.key");
             assert_eq!(fs::read(keys.join("there.key")).unwrap(), b"an operator's");
@@ -147,6 +148,7 @@ mod tests {
         assert!(fs::symlink_metadata(keys.join("root.key")).is_err());
         unlink(&payload, &keys, |_| false).unwrap();
         assert!(fs::symlink_metadata(keys.join("data.key")).is_err() && keys.join("there.key").exists());
+        assert!(fs::symlink_metadata(keys.join("foreign.key")).is_ok());
     }
 
     #[test]

@@ -622,4 +622,4 @@ fn is_managed(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -18,7 +18,7 @@ use protocol::tpm::{
 use super::*;
 use crate::entropy::Kernel;
 
-struct Swtpm {
+pub(crate) struct Swtpm {
     process: Child,
     port: u16,
     _state: tempfile::TempDir,
@@ -41,7 +41,7 @@ fn tool(name: &str, args: &[&str]) -> bool {
 }
 
 /// A fresh TPM with certificates from a CA of its own for its RSA-2048 and P-384 EKs.
-fn swtpm(certificates: bool) -> Option<Swtpm> {
+pub(crate) fn swtpm(certificates: bool) -> Option<Swtpm> {
     let state = tempfile::tempdir().unwrap();
     let dir = state.path().to_str().unwrap().to_owned();
     let path = |name: &str| format!("{dir}/{name}");
@@ -92,7 +92,7 @@ fn swtpm(certificates: bool) -> Option<Swtpm> {
     panic!("swtpm does not start");
 }
 
-fn direct(swtpm: &Swtpm) -> Direct {
+pub(crate) fn direct(swtpm: &Swtpm) -> Direct {
     let rng = Rng::new(&Kernel::gather(Duration::ZERO), None).unwrap();
     Direct::new(Tcti::Swtpm { host: "127.0.0.1".into(), port: swtpm.port }, rng)
 }
