@@ -222,14 +222,16 @@ const POINT_LEN: usize = 65;
 
 /// Has the agent itself judge settings and keys: it connects to nothing and asks no TPM.
 fn ask_agent(agent: &Path, config: &Path, pins: &Pins) -> Result<()> {
-    let mut command = Command::new(agent);
-    command.arg("--config").arg(config).args(["--check", "--json"]).stdin(Stdio::null());
+    // The agent takes absolute paths only, and a program's name without a slash would be looked for elsewhere.
+    let absolute = |path: &Path| fs::canonicalize(path).with_context(|| format!("looking for {}", path.display()));
+    let mut command = Command::new(absolute(agent)?);
+    command.arg("--config").arg(absolute(config)?).args(["--check", "--json"]).stdin(Stdio::null());
     // A TPM and a gateway that are certainly not there: what the settings name is for the node.
-    command.args(["--tcti", "swtpm:host=127.0.0.1,port=1", "--server", "127.0.0.1:1"]).arg("--ca").arg(&pins.ca.here);
+    command.args(["--tcti", "swtpm:host=127.0.0.1,port=1", "--server", "127.0.0.1:1"]);
+    command.arg("--ca").arg(absolute(&pins.ca.here)?);
     for key in &pins.tenant_keys {
-        command.arg("--tenant-key").arg(fs::canonicalize(&key.here)?);
+        command.arg("--tenant-key").arg(absolute(&key.here)?);
     }
-    command.current_dir("/");
     let shown = spawn::show(&command);
     let output = command.output().with_context(|| format!("cannot run {shown}"))?;
     if output.status.code() == Some(2) {
