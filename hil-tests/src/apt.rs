@@ -174,6 +174,12 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
     Ok(())
 }
 
+/// Whether the machine's package mirrors can be reached, all of them.
+pub fn has_mirror() -> bool {
+    // By itself apt is content with old lists.
+    sys::is_root() && quiet(Command::new("apt-get").args(["-q", "update", "--error-on=any"]))
+}
+
 /// Where a program is: along `PATH`, then in the directories that a plain user's `PATH` may lack.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();

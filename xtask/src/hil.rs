@@ -157,12 +157,12 @@ impl Suite {
     pub(crate) fn run(&self) -> Result<Counts> {
         let (waiting, working): (Vec<&str>, Vec<&str>) =
             self.files.iter().map(String::as_str).partition(|file| WAITING.contains(file));
-        let mut counts = self.run_files(&working, &[])?;
-        counts += self.run_files(&waiting, &["--test-threads", WAITING_THREADS])?;
+        let mut counts = self.run_files(&working, THREADS)?;
+        counts += self.run_files(&waiting, WAITING_THREADS)?;
         Ok(counts)
     }
 
-    fn run_files(&self, files: &[&str], arguments: &[&str]) -> Result<Counts> {
+    fn run_files(&self, files: &[&str], threads: &str) -> Result<Counts> {
         if files.is_empty() {
             return Ok(Counts::default());
         }
@@ -170,7 +170,7 @@ impl Suite {
         for file in files {
             command.args(["--test", file]);
         }
-        command.arg("--").args(self.filter.as_deref()).arg("--show-output").args(arguments);
+        command.arg("--").args(self.filter.as_deref()).args(["--show-output", "--test-threads", threads]);
         command.env("TREFOIL_STORE", self.store.name()).envs(&self.environment);
         if env::var_os("TREFOIL_BIN_DIR").is_none() {
             command.env("TREFOIL_BIN_DIR", tools::target_dir().join("debug"));
@@ -227,8 +227,10 @@ pub(crate) fn files() -> Result<Vec<String>> {
 pub(crate) const HARNESS: &str = "rig";
 /// Files that commands and steps of their own run: the test of the harness, guests, packages.
 const OTHER_STEPS: [&str; 3] = [HARNESS, crate::vm::FILE, crate::package::SCENARIOS];
-/// Files whose scenarios wait for the network most of the time: all run at once, on however few cores.
-const WAITING: [&str; 1] = ["networks"];
+/// Scenarios of a file that run side by side: they wait for each other's programs more than they work.
+const THREADS: &str = "6";
+/// Files whose scenarios wait for the network or for a time-out nearly always: all run at once, on however few cores.
+const WAITING: [&str; 2] = ["networks", "once"];
 const WAITING_THREADS: &str = "16";
 /// Scenarios that a real TPM survives.
 const REAL_TPM: &str = "real_tpm";

@@ -30,7 +30,9 @@ use payload::PayloadDir;
 
 fn main() -> ExitCode {
     let started = std::time::Instant::now();
-    let command = match config::from_system(env::args().skip(1)) {
+    // An argument that is no text is no setting either: it is refused like any other that is not known.
+    let args = env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let command = match config::from_system(args) {
         Ok(command) => command,
         Err(why) => {
             eprintln!("trefoil-agent: {why}");
