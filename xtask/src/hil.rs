@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::{env, fs};
+use std::{env, fs, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use hil_tests::apt::{self, Tool};
 use hil_tests::tpm_report::{self, Fingerprint, Report};
@@ -157,12 +157,23 @@ impl Suite {
     pub(crate) fn run(&self) -> Result<Counts> {
         let (waiting, working): (Vec<&str>, Vec<&str>) =
             self.files.iter().map(String::as_str).partition(|file| WAITING.contains(file));
-        let mut counts = self.run_files(&working, THREADS)?;
-        counts += self.run_files(&waiting, WAITING_THREADS)?;
-        Ok(counts)
+        thread::scope(|scope| {
+            // Beside the others, for they take next to no processor; what they say comes after what the others say.
+            let aside = scope.spawn(|| {
+                let mut said = String::new();
+                let counts = self.run_files(&waiting, WAITING_THREADS, |line| said.extend([line, "\n"]));
+                (counts, said)
+            });
+            let working = self.run_files(&working, THREADS, |line| println!("{line}"));
+            let (waiting, said) = aside.join().map_err(|_| anyhow!("the thread that runs {WAITING:?} panicked"))?;
+            print!("{said}");
+            let mut counts = working?;
+            counts += waiting?;
+            Ok(counts)
+        })
     }
 
-    fn run_files(&self, files: &[&str], threads: &str) -> Result<Counts> {
+    fn run_files(&self, files: &[&str], threads: &str, show: impl FnMut(&str)) -> Result<Counts> {
         if files.is_empty() {
             return Ok(Counts::default());
         }
@@ -178,7 +189,7 @@ impl Suite {
         if let Some(agent) = &self.agent {
             command.env("TREFOIL_AGENT", agent);
         }
-        tools::run_tests(&mut command)
+        tools::count_tests(&mut command, show)
     }
 }
 
@@ -228,7 +239,7 @@ pub(crate) const HARNESS: &str = "rig";
 /// Files that commands and steps of their own run: the test of the harness, guests, packages.
 const OTHER_STEPS: [&str; 3] = [HARNESS, crate::vm::FILE, crate::package::SCENARIOS];
 /// Scenarios of a file that run side by side: they wait for each other's programs more than they work.
-const THREADS: &str = "6";
+const THREADS: &str = "4";
 /// Files whose scenarios wait for the network or for a time-out nearly always: all run at once, on however few cores.
 const WAITING: [&str; 2] = ["networks", "once"];
 const WAITING_THREADS: &str = "16";

@@ -151,6 +151,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// When it cannot be run; that tests fail is in the counts.
 pub(crate) fn run_tests(command: &mut Command) -> Result<Counts> {
+    count_tests(command, |line| println!("{line}"))
+}
+
+/// As [`run_tests`]; what a person wants to see is given to `show`, line by line.
+///
+/// # Errors
+/// As [`run_tests`].
+pub(crate) fn count_tests(command: &mut Command, mut show: impl FnMut(&str)) -> Result<Counts> {
     let shown = hil_tests::spawn::show(command);
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {shown}"))?;
     let mut tally = Tally::default();
@@ -161,7 +169,7 @@ pub(crate) fn run_tests(command: &mut Command) -> Result<Counts> {
             let text = String::from_utf8_lossy(&line);
             let text = text.trim_end_matches(['\n', '\r']);
             if tally.line(text) {
-                println!("{text}");
+                show(text);
             }
             line.clear();
         }

@@ -115,7 +115,8 @@ pub trait RegistrarStore: EventStore {
     /// What is now known of the TPM of a bound node, or of one in quarantine; nothing changes where something else than
     /// `from` is on record by now.
     async fn set_hardware(&self, node_id: NodeId, from: &Hardware, to: &Hardware) -> Result<(), StoreError>;
-    /// Puts a node into quarantine, or writes down that it came again, with what it showed then. Of more than `max` those
+    /// Puts a node into quarantine, or writes down that it came again, with what it showed then; nothing changes for one
+    /// that is admitted by its node id. Of more than `max` those
     /// whose hardware is not proven go first, of them those of the network (an IPv4 address, an IPv6 /64) that the most
     /// come from, and of those the ones not seen for longest; `first_ms` and `last_ms` of `node` are not used.
     async fn quarantine(&self, node: &Quarantined, max: u32) -> Result<(), StoreError>;

@@ -268,6 +268,10 @@ pub(crate) async fn a_node_in_quarantine_comes_back_whole_and_keeps_its_first_ti
     assert_eq!(store.quarantined_node(node(1)).await.unwrap().unwrap().hardware, Hardware::Unproven);
     assert!(store.leave_quarantine(node(1)).await.unwrap());
     assert!(!store.leave_quarantine(node(1)).await.unwrap());
+    // Who was admitted meanwhile does not wait any more, though an enrolment that began before ends after it.
+    store.admit_node(node(1), "edge-1").await.unwrap();
+    store.quarantine(&stranger(1, certified()), 10).await.unwrap();
+    assert_eq!(store.quarantined(10).await.unwrap(), []);
 }
 
 pub(crate) async fn quarantine_is_bounded_and_unproven_hardware_goes_first(stores: &Stores) {

@@ -208,6 +208,10 @@ async fn try_bind(db: &Db, binding: &Binding) -> Result<(), StoreError> {
 async fn try_quarantine(db: &Db, node: &Quarantined, max: u32) -> Result<(), StoreError> {
     let (ek_chain, hardware) = (codec::join_bytes(&node.ek_chain)?, codec::to_json(&node.hardware)?);
     let mut tx = db.begin(Durability::Now).await?;
+    // Admitted while it proved itself: it is let in when it comes again, and waits no more.
+    if tx.row("SELECT 1 FROM admitted_node WHERE node_id = $1", values![&node.node_id.0]).await?.is_some() {
+        return Ok(());
+    }
     let now_ms = tx.now_ms().await?;
     let sql =
         "INSERT INTO quarantine (node_id, ek_public, ek_chain, ak_public, ak_name, hardware, proven, peer, first_ms,
