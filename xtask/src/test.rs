@@ -18,11 +18,12 @@ use crate::{dist, vm};
 
 /// Everything that CI runs, after installing what it needs.
 ///
-/// About a quarter of an hour on two cores from a clean checkout.
+/// About half an hour on two cores from a clean checkout.
 ///
 /// Lints, dependency policy, the no_std build, unit and store tests (SQLite and Postgres), the fuzz targets over their
-/// seeds and some thousand mutations, hardware-in-loop scenarios on both stores and both TPM backends, the static agent and its size, whole machines under QEMU. Closes with one line of counts; exit 0 if none
-/// failed.
+/// seeds and some thousand mutations, hardware-in-loop scenarios on both stores and both TPM backends, the static agent
+/// with its size, memory and reproducibility, packages, whole machines under QEMU. Closes with one line of counts; exit 0
+/// if none failed.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
     /// Only formatting, clippy, and the tests that start no TPM: what one runs before each commit
